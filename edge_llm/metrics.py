@@ -1,0 +1,99 @@
+"""What an engine has done so far, as status pages and Prometheus report it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from edge_llm.events import Finished
+
+RECENT = 64  # finished requests that the medians look back on
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A snapshot of an engine.
+
+    Attributes:
+        queued: requests waiting to start.
+        active: requests being prefilled or decoded.
+        pages_free: free pages of the KV cache.
+        pages_total: pages of the KV cache.
+        finished_total: requests ended by stop or length.
+        stopped_total: requests ended by cancellation or their deadline.
+        failed_total: requests ended by an error after they were accepted.
+        refused_total: requests that were not accepted.
+        prompt_tokens_total: prompt tokens of ended requests.
+        completion_tokens_total: generated tokens of ended requests.
+        decode_tokens_per_second: median of the last finished requests, each on its own clock.
+        time_to_first_token_seconds: median of the last finished requests, queueing included.
+        resident_bytes: memory of this process that is in RAM.
+    """
+
+    queued: int
+    active: int
+    pages_free: int
+    pages_total: int
+    finished_total: int
+    stopped_total: int
+    failed_total: int
+    refused_total: int
+    prompt_tokens_total: int
+    completion_tokens_total: int
+    decode_tokens_per_second: float
+    time_to_first_token_seconds: float
+    resident_bytes: int
+
+
+class Counters:
+    """The running totals behind :class:`Metrics`; the engine's lock guards them."""
+
+    def __init__(self) -> None:
+        self.finished = 0
+        self.stopped = 0
+        self.failed = 0
+        self.refused = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self._rates: deque[float] = deque(maxlen=RECENT)
+        self._first_tokens: deque[float] = deque(maxlen=RECENT)
+
+    def count(self, end: Finished) -> None:
+        """Adds one ended request."""
+        self.prompt_tokens += end.prompt_tokens
+        self.completion_tokens += end.completion_tokens
+        if end.reason in ("cancelled", "expired"):
+            self.stopped += 1
+            return
+        self.finished += 1
+        self._first_tokens.append(end.queue_seconds + end.prefill_seconds)
+        if end.completion_tokens > 1 and end.decode_seconds > 0:
+            self._rates.append((end.completion_tokens - 1) / end.decode_seconds)
+
+    @property
+    def decode_rate(self) -> float:
+        return median(self._rates) if self._rates else 0.0
+
+    @property
+    def first_token(self) -> float:
+        return median(self._first_tokens) if self._first_tokens else 0.0
+
+
+def resident_bytes() -> int:
+    """Memory of this process in RAM now, shared pages included (proc(5), VmRSS)."""
+    return _status_bytes("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """The most memory this process has had in RAM (proc(5), VmHWM)."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024  # "  123456 kB"
+    return 0

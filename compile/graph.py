@@ -1,0 +1,83 @@
+"""What a decoder computes, as data: a short list of operations on named values.
+
+Back-end neutral: the numpy reference runs the list as it stands, a back end fuses it into its
+stages. Values are float32 [tokens, size]; a tensor name holds ``{layer}`` where it is a layer's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """``out = weight[tokens]``."""
+
+    out: str
+    weight: str
+
+
+@dataclass(frozen=True)
+class Norm:
+    """RMSNorm: ``out = x / sqrt(mean(x²) + eps) · weight`` (arXiv:1910.07467)."""
+
+    out: str
+    x: str
+    weight: str
+    eps: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``out = x · weightᵀ``."""
+
+    out: str
+    x: str
+    weight: str
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions, in place: pairs (i, i + head_dim/2) of each head (arXiv:2104.09864)."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal grouped-query attention over all positions so far; ``k`` and ``v`` enter the cache."""
+
+    out: str
+    q: str
+    k: str
+    v: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``out = silu(gate) · up`` (arXiv:2002.05202)."""
+
+    out: str
+    gate: str
+    up: str
+
+
+@dataclass(frozen=True)
+class Residual:
+    """``x = x + y``."""
+
+    x: str
+    y: str
+
+
+Operation: TypeAlias = Norm | Linear | Rope | Attention | Gate | Residual
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A decoder: tokens to ``embedding``, ``layer`` as often as there are layers, ``output``."""
+
+    embedding: Embedding
+    layer: tuple[Operation, ...]
+    output: tuple[Operation, ...]

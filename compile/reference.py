@@ -1,0 +1,166 @@
+"""A decoder run by numpy, operation by operation: the oracle of every back end.
+
+Two arithmetics over the same graph: ``Exact`` computes in float32 on dequantized weights and is
+what accuracy is measured against; ``Device`` is the arithmetic of the CPU targets, bit for bit
+(:mod:`compile.numerics`).
+
+    reference = Reference(open_checkpoint(path), Exact())
+    logits = reference.logits([1, 2, 3])        # float32 [3, vocab]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from compile import numerics
+from compile.checkpoint import Q4, Q8, Checkpoint, Matrix, ModelConfig, Tensor
+from compile.errors import CompileError
+from compile.families import FAMILIES
+from compile.graph import Attention, Gate, Linear, Norm, Operation, Residual, Rope
+from compile.numerics import F32
+
+
+class Arithmetic(Protocol):
+    """What differs between exact and device arithmetic."""
+
+    def norm(self, x: F32, weight: F32, eps: float) -> F32: ...
+
+    def linear(self, x: F32, weight: Tensor) -> F32: ...
+
+    def rotate(self, x: F32, cos: F32, sin: F32) -> F32: ...
+
+    def gate(self, gate: F32, up: F32) -> F32: ...
+
+    def attention(self, q: F32, k: F32, v: F32) -> F32: ...
+
+
+class Exact:
+    """float32 throughout, weights dequantized."""
+
+    def norm(self, x: F32, weight: F32, eps: float) -> F32:
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(eps)) * weight
+
+    def linear(self, x: F32, weight: Tensor) -> F32:
+        return x @ dequantized(weight).T
+
+    def rotate(self, x: F32, cos: F32, sin: F32) -> F32:
+        first, second = np.split(x, 2, axis=-1)
+        cos, sin = cos[:, None], sin[:, None]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+    def gate(self, gate: F32, up: F32) -> F32:
+        return (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+
+    def attention(self, q: F32, k: F32, v: F32) -> F32:
+        n, heads, head_dim = q.shape
+        k, v = (np.repeat(a, heads // k.shape[1], axis=1) for a in (k, v))
+        score = np.einsum("nhd,thd->hnt", q, k) / np.float32(np.sqrt(head_dim))
+        score = np.where(np.tri(n, dtype=bool), score, np.float32(-np.inf))
+        p = np.exp(score - score.max(-1, keepdims=True))
+        out = np.einsum("hnt,thd->nhd", p / p.sum(-1, keepdims=True), v)
+        return out.reshape(n, -1).astype(np.float32)
+
+
+class Device:
+    """The device's arithmetic: int8 activations and KV cache, fixed order of every sum."""
+
+    def norm(self, x: F32, weight: F32, eps: float) -> F32:
+        return numerics.rms_norm(x, weight, eps)
+
+    def linear(self, x: F32, weight: Tensor) -> F32:
+        if not isinstance(weight, Q4 | Q8):
+            raise CompileError("device arithmetic needs quantized weights: quantize the model first")
+        return numerics.linear(*numerics.quantize_activations(x), weight)
+
+    def rotate(self, x: F32, cos: F32, sin: F32) -> F32:
+        return numerics.rotate(x, cos, sin)
+
+    def gate(self, gate: F32, up: F32) -> F32:
+        return numerics.silu(gate) * up
+
+    def attention(self, q: F32, k: F32, v: F32) -> F32:
+        n, _, head_dim = q.shape
+        order = numerics.rotary_order(head_dim)
+        a, scale = numerics.quantize_activations(q[..., order])
+        scale = scale * np.float32(1 / np.sqrt(head_dim))
+        keys = numerics.quantize_activations(k[..., order])
+        values = numerics.quantize_activations(v)
+        rows = [
+            numerics.attend(
+                (a[i], scale[i]),
+                (keys[0][: i + 1], keys[1][: i + 1]),
+                (values[0][: i + 1], values[1][: i + 1]),
+            )
+            for i in range(n)
+        ]
+        return np.stack(rows).reshape(n, -1)
+
+
+def dequantized(tensor: Tensor) -> F32:
+    """Any tensor as float32."""
+    if isinstance(tensor, Q4 | Q8):
+        return tensor.dequantize()
+    return tensor.astype(np.float32)
+
+
+class Reference:
+    """A checkpoint's decoder under one arithmetic; whole sequences, no cache."""
+
+    def __init__(self, checkpoint: Checkpoint, arithmetic: Arithmetic) -> None:
+        self._checkpoint = checkpoint
+        self._arithmetic = arithmetic
+        self._graph = FAMILIES[checkpoint.config.family](checkpoint.config)
+
+    def logits(self, tokens: Sequence[int]) -> F32:
+        """float32 [len(tokens), vocab]: what follows each prefix of ``tokens``."""
+        config = self._checkpoint.config
+        cos, sin = numerics.rope_tables(config.rope_frequencies, len(tokens))
+        embedding = self._checkpoint.tensor(self._graph.embedding.weight)
+        values: dict[str, F32] = {self._graph.embedding.out: embed(embedding, tokens)}
+        for layer in range(config.layers):
+            for operation in self._graph.layer:
+                self._apply(operation, layer, values, cos, sin, config)
+        for operation in self._graph.output:
+            self._apply(operation, None, values, cos, sin, config)
+        return values["logits"]
+
+    def _apply(
+        self,
+        operation: Operation,
+        layer: int | None,
+        values: dict[str, F32],
+        cos: F32,
+        sin: F32,
+        config: ModelConfig,
+    ) -> None:
+        def heads(name: str) -> F32:
+            return values[name].reshape(len(cos), -1, config.head_dim)
+
+        def weight(name: str) -> Tensor:
+            return self._checkpoint.tensor(name.format(layer=layer))
+
+        match operation:
+            case Norm(out, x, name, eps):
+                values[out] = self._arithmetic.norm(values[x], dequantized(weight(name)), eps)
+            case Linear(out, x, name):
+                values[out] = self._arithmetic.linear(values[x], weight(name))
+            case Rope(x):
+                values[x] = self._arithmetic.rotate(heads(x), cos, sin).reshape(len(cos), -1)
+            case Attention(out, q, k, v):
+                values[out] = self._arithmetic.attention(heads(q), heads(k), heads(v))
+            case Gate(out, gate, up):
+                values[out] = self._arithmetic.gate(values[gate], values[up])
+            case Residual(x, y):
+                values[x] = values[x] + values[y]
+
+
+def embed(weight: Tensor, tokens: Sequence[int]) -> F32:
+    """Rows of an embedding as float32 [len(tokens), width]."""
+    index = np.asarray(tokens, np.intp)
+    if isinstance(weight, Q4 | Q8):
+        rows: Matrix = weight.rows(index)
+        return rows.dequantize()
+    return weight[index].astype(np.float32)

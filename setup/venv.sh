@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Make the virtual environment FOLDER with exactly what requirements.lock names.
+#   setup/venv.sh FOLDER        PYTHON=python3.12 chooses the interpreter
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=${1:?usage: setup/venv.sh FOLDER}
+
+supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+has_venv() { "$1" -c 'import venv, ensurepip' 2>/dev/null; }
+
+find_python() {
+    local candidate without_venv=
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+        supported "$candidate" || continue
+        if has_venv "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+        without_venv=${without_venv:-$candidate}
+    done
+    if [ -z "$without_venv" ]; then
+        echo "setup: no Python 3.10 to 3.13 found (tried ${PYTHON:-python3, python3.13 … python3.10}):" \
+            "install one, or name it: make setup PYTHON=/path/to/python3" >&2
+        return 1
+    fi
+    # Debian and Ubuntu keep venv and ensurepip in a package of their own.
+    local version
+    version=$("$without_venv" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    setup/packages.sh "python$version-venv" >&2
+    echo "$without_venv"
+}
+
+python=$(find_python)
+echo "setup: $("$python" --version) in $folder"
+[ -x "$folder/bin/python" ] && supported "$folder/bin/python" || "$python" -m venv --clear "$folder"
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-virtualenv \
+    -r requirements.lock
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-virtualenv \
+    --no-deps --no-build-isolation --editable .

@@ -1,0 +1,73 @@
+"""The type numbers of a GGUF: of values in its metadata and of tensors (ggml.h, enum ggml_type)."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+STRING, ARRAY, BOOL = 8, 9, 7
+NUMBERS: MappingProxyType[int, np.dtype[Any]] = MappingProxyType(
+    {  # type id in the metadata: numpy type
+        0: np.dtype("<u1"),
+        1: np.dtype("<i1"),
+        2: np.dtype("<u2"),
+        3: np.dtype("<i2"),
+        4: np.dtype("<u4"),
+        5: np.dtype("<i4"),
+        6: np.dtype("<f4"),
+        BOOL: np.dtype("<u1"),
+        10: np.dtype("<u8"),
+        11: np.dtype("<i8"),
+        12: np.dtype("<f8"),
+    }
+)
+
+
+class BlockType(NamedTuple):
+    """How ggml stores a tensor: so many bytes for so many columns of a row."""
+
+    name: str
+    columns: int
+    size: int
+
+
+BLOCK_TYPES: MappingProxyType[int, BlockType] = MappingProxyType(
+    {  # type id of a tensor; those taken out of ggml again are missing
+        0: BlockType("F32", 1, 4),
+        1: BlockType("F16", 1, 2),
+        2: BlockType("Q4_0", 32, 18),
+        3: BlockType("Q4_1", 32, 20),
+        6: BlockType("Q5_0", 32, 22),
+        7: BlockType("Q5_1", 32, 24),
+        8: BlockType("Q8_0", 32, 34),
+        9: BlockType("Q8_1", 32, 40),
+        10: BlockType("Q2_K", 256, 84),
+        11: BlockType("Q3_K", 256, 110),
+        12: BlockType("Q4_K", 256, 144),
+        13: BlockType("Q5_K", 256, 176),
+        14: BlockType("Q6_K", 256, 210),
+        15: BlockType("Q8_K", 256, 292),
+        16: BlockType("IQ2_XXS", 256, 66),
+        17: BlockType("IQ2_XS", 256, 74),
+        18: BlockType("IQ3_XXS", 256, 98),
+        19: BlockType("IQ1_S", 256, 50),
+        20: BlockType("IQ4_NL", 32, 18),
+        21: BlockType("IQ3_S", 256, 110),
+        22: BlockType("IQ2_S", 256, 82),
+        23: BlockType("IQ4_XS", 256, 136),
+        24: BlockType("I8", 1, 1),
+        25: BlockType("I16", 1, 2),
+        26: BlockType("I32", 1, 4),
+        27: BlockType("I64", 1, 8),
+        28: BlockType("F64", 1, 8),
+        29: BlockType("IQ1_M", 256, 56),
+        30: BlockType("BF16", 1, 2),
+        34: BlockType("TQ1_0", 256, 54),
+        35: BlockType("TQ2_0", 256, 66),
+        39: BlockType("MXFP4", 32, 17),
+        40: BlockType("NVFP4", 64, 36),
+        41: BlockType("Q1_0", 128, 18),
+    }
+)

@@ -1,0 +1,39 @@
+"""Opening a model of whatever format: the one door between files and the rest of the compiler.
+
+checkpoint = open_checkpoint(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
+checkpoint.config.layers        # 30
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compile.checkpoint import Checkpoint
+from compile.errors import CompileError, UnsupportedError
+from compile.gguf_file import MAGIC
+from compile.import_gguf import open_gguf
+from compile.import_huggingface import open_huggingface
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a GGUF file or a Hugging Face folder, told apart by content.
+
+    CompileError where it is neither, damaged, or incomplete; UnsupportedError where it is sound
+    but of a kind that cannot be compiled.
+    """
+    if path.is_dir():
+        return open_huggingface(path)
+    if not path.exists():
+        raise CompileError(f"{path}: no such file or folder")
+    if not path.is_file():
+        raise CompileError(f"{path}: neither a file nor a folder")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC))
+    except OSError as error:
+        raise CompileError(f"{path}: {error.strerror}") from error
+    if magic == MAGIC:
+        return open_gguf(path)
+    if path.suffix == ".onnx":  # protobuf has no magic to tell it by
+        raise UnsupportedError(f"{path}: ONNX is not supported yet; give the GGUF or the folder")
+    raise CompileError(f"{path}: neither a GGUF file nor a Hugging Face folder")

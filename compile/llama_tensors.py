@@ -1,0 +1,108 @@
+"""What tensors a Llama of given sizes has, and whether a checkpoint has just those."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from compile.checkpoint import ModelConfig
+from compile.errors import CompileError, UnsupportedError
+
+MAX_LAYERS = 1024
+MAX_HEAD_DIM = 1024
+MAX_SIZE = 1 << 24  # of any other dimension; keeps every product far below 2**63
+
+Shape = tuple[int, ...]
+
+
+def check_sizes(
+    path: Path,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    ffn: int,
+    vocab_size: int,
+    context: int,
+    norm_eps: float,
+    rope_base: float,
+) -> None:
+    """CompileError where a size is absurd or does not go with another."""
+    limits = {
+        "layers": (layers, MAX_LAYERS),
+        "width": (width, MAX_SIZE),
+        "heads": (heads, MAX_SIZE),
+        "key-value heads": (kv_heads, MAX_SIZE),
+        "head dimension": (head_dim, MAX_HEAD_DIM),
+        "feed-forward width": (ffn, MAX_SIZE),
+        "vocabulary": (vocab_size, MAX_SIZE),
+        "context": (context, MAX_SIZE),
+    }
+    for what, (value, limit) in limits.items():
+        if not 1 <= value <= limit:
+            raise CompileError(f"{path}: {what} of {value}; it must be 1 to {limit}")
+    if heads % kv_heads:
+        raise CompileError(f"{path}: {heads} heads cannot share {kv_heads} key-value heads")
+    if head_dim % 2:
+        raise CompileError(f"{path}: head dimension {head_dim} is odd; rotary positions need pairs")
+    if not 0 < norm_eps < 1:
+        raise CompileError(f"{path}: norm epsilon {norm_eps} is not between 0 and 1")
+    if not rope_base > 1:
+        raise CompileError(f"{path}: rotary base {rope_base} is not above 1")
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Every tensor of the model by its Hugging Face name: (size,) or (rows, columns)."""
+    q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    layer: dict[str, Shape] = {
+        "input_layernorm.weight": (config.width,),
+        "self_attn.q_proj.weight": (q_rows, config.width),
+        "self_attn.k_proj.weight": (kv_rows, config.width),
+        "self_attn.v_proj.weight": (kv_rows, config.width),
+        "self_attn.o_proj.weight": (config.width, q_rows),
+        "post_attention_layernorm.weight": (config.width,),
+        "mlp.gate_proj.weight": (config.ffn, config.width),
+        "mlp.up_proj.weight": (config.ffn, config.width),
+        "mlp.down_proj.weight": (config.width, config.ffn),
+    }
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, config.width)}
+    for index in range(config.layers):
+        shapes |= {f"model.layers.{index}.{part}": shape for part, shape in layer.items()}
+    shapes["model.norm.weight"] = (config.width,)
+    if not config.tied:
+        shapes["lm_head.weight"] = (config.vocab_size, config.width)
+    return shapes
+
+
+def check_tensors(
+    path: Path,
+    expected: Mapping[str, Shape],
+    found: Mapping[str, Shape],
+    stored_as: Mapping[str, str],
+) -> None:
+    """CompileError where a tensor is missing, of another shape, or one we would not use.
+
+    Args:
+        path: the checkpoint, for the message.
+        expected: shapes by Hugging Face name.
+        found: shapes by the checkpoint's own names.
+        stored_as: the checkpoint's name of each expected tensor.
+    """
+    for name, shape in expected.items():
+        own = stored_as[name]
+        if own not in found:
+            raise CompileError(f"{path}: tensor {own!r} is missing")
+        if found[own] != shape:
+            raise CompileError(
+                f"{path}: tensor {own!r} has the shape {list(found[own])}, "
+                f"the model's sizes ask for {list(shape)}"
+            )
+    used = {stored_as[name] for name in expected}
+    for own in found:
+        if own not in used:
+            reason = "biases are" if own.endswith(".bias") else "it is"
+            raise UnsupportedError(
+                f"{path}: tensor {own!r}: {reason} not part of a supported Llama"
+            )

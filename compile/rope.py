@@ -1,0 +1,33 @@
+"""Frequencies of the rotary position embedding (arXiv:2104.09864) and their scalings.
+
+All in float64; a back end rounds once, when it makes its tables.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frequencies = NDArray[np.float64]  # [head_dim / 2] radians a position
+
+
+def frequencies(base: float, head_dim: int) -> Frequencies:
+    """``base ** (-2i / head_dim)`` for i in 0 … head_dim/2 - 1."""
+    return np.power(float(base), -np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+
+
+def llama3(
+    plain: Frequencies, factor: float, low: float, high: float, original_context: float
+) -> Frequencies:
+    """Llama 3's scaling (arXiv:2407.21783): long waves slowed by ``factor``, short ones kept.
+
+    Args:
+        plain: the frequencies without scaling.
+        factor: by how much the context has grown.
+        low: waves that fit fewer times than this into the original context are slowed fully.
+        high: waves that fit more often than this are kept; between the two it is a blend.
+        original_context: positions before the context was grown.
+    """
+    turns = original_context * plain / (2 * np.pi)  # in the original context
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return plain * (kept + (1 - kept) / factor)

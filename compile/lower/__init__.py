@@ -1,0 +1,1 @@
+"""Back ends: each turns a family's graph into code for one kind of processor."""

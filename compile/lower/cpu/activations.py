@@ -1,0 +1,81 @@
+"""Quantized activations in the workspace: int8 values, and a scale and a sum a group of 32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.tirx.script.builder import ir as T
+
+from compile.checkpoint import ACTIVATION_GROUP
+from compile.lower.cpu.memory import Array, Expr
+from compile.lower.cpu.vector import (
+    LANES,
+    bind,
+    constant,
+    intrinsic,
+    max_lanes,
+    rint,
+    splat,
+)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Rows of quantized vectors.
+
+    Attributes:
+        values: int8 [rows, columns].
+        quads: the same memory as int32, four values an element.
+        scales: float32 [rows, columns / 32].
+        totals: int32 [rows, columns / 32], the sum of each group's values.
+        columns: length of a row.
+    """
+
+    values: Array
+    quads: Array
+    scales: Array
+    totals: Array
+    columns: int
+
+    @property
+    def groups(self) -> int:
+        """Groups of 32 in a row."""
+        return self.columns // ACTIVATION_GROUP
+
+    def row(self, index: Expr) -> Activations:
+        """The rows from ``index`` on."""
+        return self.group(index * self.groups)
+
+    def group(self, index: Expr) -> Activations:
+        """The memory from group ``index`` on, counted from the first row's first group."""
+        return Activations(
+            self.values.at(index * ACTIVATION_GROUP),
+            self.quads.at(index * (ACTIVATION_GROUP // 4)),
+            self.scales.at(index),
+            self.totals.at(index),
+            self.columns,
+        )
+
+    def write(self, first: Expr, second: Expr, factor: float = 1.0) -> None:
+        """Quantize 2 × 16 float32 lanes into the first group; its scale is times ``factor``."""
+        values, scale = quantize(first, second)
+        for half, q in enumerate(values):
+            self.values.store(half * LANES, T.cast(q, "int8x16"))
+        self.scales.store(0, scale * T.float32(factor) if factor != 1.0 else scale)
+        total = intrinsic("llvm.vector.reduce.add", "int32", values[0] + values[1])
+        self.totals.store(0, total)
+
+
+def quantize(first: Expr, second: Expr) -> tuple[tuple[Expr, Expr], Expr]:
+    """2 × float32x16 → 2 × int32x16 in [-127, 127] and the float32 scale."""
+    largest = bind(max_lanes(T.max(magnitude(first), magnitude(second))))
+    inverse = splat(bind(T.float32(127) / T.max(largest, T.float32(1e-30))))
+    q = tuple(bind(T.cast(rint(v * inverse), "int32x16")) for v in (first, second))
+    return (q[0], q[1]), bind(largest * T.float32(float(1 / 127)))
+
+
+def magnitude(x: Expr) -> Expr:
+    """|x| of 16 lanes."""
+    return intrinsic("llvm.fabs", "float32x16", x)
+
+

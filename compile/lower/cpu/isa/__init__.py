@@ -1,0 +1,30 @@
+"""Integer dot products, one file an instruction set, all with the same names.
+
+Each module has
+    LANES               int32 lanes of its accumulators
+    BLOCK               (tokens, rows) that its registers hold at once in a prefill
+    BYTE_BIAS           what an 8-bit weight is stored with added: 128 where it must be unsigned
+    layout              where the weights of a tile stand: the module ``quads`` or ``columns``
+    dot(bits, data, parts, tokens) -> sums
+
+``dot`` multiplies one group of 32 columns of a tile: ``data`` is its packed bytes, ``parts`` the
+range of LANES-row parts wanted, ``tokens`` the activations of each token. It returns, for each
+token and part, the exact int32 sums of ``q·a``: 4-bit weights count as ``q - 8``, 8-bit ones are
+signed.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType, ModuleType
+
+from compile.lower.cpu.isa import avx2, avx512_vnni, avx_vnni, dotprod, neon
+
+ISAS: MappingProxyType[str, ModuleType] = MappingProxyType(
+    {
+        "avx2": avx2,
+        "avx_vnni": avx_vnni,
+        "avx512_vnni": avx512_vnni,
+        "neon": neon,
+        "dotprod": dotprod,
+    }
+)

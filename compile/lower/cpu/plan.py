@@ -1,0 +1,291 @@
+"""The static memory plan of a model on a CPU: where each weight, activation and page stands.
+
+Computed from the sizes alone, before any weight is read; packing writes by it, the step reads by
+it, and the artifact's memory certificate is its sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from compile.checkpoint import ModelConfig
+from compile.errors import UnsupportedError
+from compile.graph import Graph, Linear, Norm
+from compile.lower.cpu.cache import PageLayout
+from compile.lower.cpu.stages import (
+    GateAndUp,
+    ProjectAndAdd,
+    ProjectAndCache,
+    Stage,
+    fuse,
+)
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+ROWS = 16  # of a tile
+MAX_ROWS = 128  # tokens of one step
+MAX_THREADS = 16
+
+
+@dataclass(frozen=True)
+class MatrixFormat:
+    """How a matrix is quantized."""
+
+    bits: int
+    group: int
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class Region:
+    """A named piece of ``weights.bin``; offsets and sizes in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    layout: str
+
+    @property
+    def size(self) -> int:
+        bits = int("".join(c for c in self.dtype if c.isdigit()))
+        count = bits // 8
+        for extent in self.shape:
+            count *= extent
+        return count
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """A matrix of every layer, stacked: packed values, scales and, if asymmetric, minimums."""
+
+    name: str
+    rows: int  # of a layer, a multiple of 16
+    columns: int
+    format: MatrixFormat
+    data: Region  # uint8 [layers, rows/16, columns/32, 64·bits]
+    scales: Region  # float16 [layers, rows/16, columns/group, 16]
+    minimums: Region | None
+
+
+class Layout:
+    """Regions one after the other, each aligned."""
+
+    def __init__(self) -> None:
+        self.regions: list[Region] = []
+        self.size = 0
+
+    def add(self, name: str, dtype: str, shape: tuple[int, ...], layout: str = "plain") -> Region:
+        """The next region."""
+        region = Region(name, dtype, shape, self.size, layout)
+        self.regions.append(region)
+        self.size += -(-region.size // ALIGNMENT) * ALIGNMENT
+        return region
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """``weights.bin``: the stages' matrices by stage, norms by tensor name, rotary tables."""
+
+    matrices: tuple[MatrixPlan, ...]  # of a layer's stages that have one, in their order
+    head: MatrixPlan
+    embedding: MatrixPlan  # the same as ``head`` where they are tied
+    norms: dict[str, Region]  # float32 [layers, width], or [1, width] for the output's
+    cos: Region  # float32 [context, head_dim / 2]
+    sin: Region
+    regions: tuple[Region, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class WorkspacePlan:
+    """What a step writes besides the cache: quantized vectors and scores."""
+
+    x: Region  # float32 [rows, width]: the residual stream
+    normed: tuple[Region, Region, Region]  # int8, float32 scales, int32 totals
+    q: tuple[Region, Region, Region]
+    attended: tuple[Region, Region, Region]
+    gated: tuple[Region, Region, Region]
+    scores: Region  # float32 [threads, context]
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the code generator needs to know of a model."""
+
+    config: ModelConfig
+    graph: Graph
+    context: int
+    format: MatrixFormat
+    head_format: MatrixFormat
+    layout: str  # of tiles: "quads" or "columns"
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """A layer's fused stages."""
+        return fuse(self.graph.layer)
+
+    @cached_property
+    def output(self) -> tuple[Norm, Linear]:
+        """The norm and the matrix behind the last layer."""
+        norm, head = self.graph.output
+        if not isinstance(norm, Norm) or not isinstance(head, Linear):
+            raise UnsupportedError("a model must end in a norm and an output matrix")
+        return norm, head
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the output matrix: the vocabulary rounded up to whole tiles."""
+        return -(-self.config.vocab_size // ROWS) * ROWS
+
+    @property
+    def padded_context(self) -> int:
+        """Positions rounded up to whole pages."""
+        return -(-self.context // ROWS) * ROWS
+
+    @property
+    def page(self) -> PageLayout:
+        """One head's page."""
+        return PageLayout(self.config.head_dim)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page over all heads and layers."""
+        return self.page.bytes * self.config.kv_heads * self.config.layers
+
+    @cached_property
+    def weights(self) -> WeightPlan:
+        """Where each weight stands."""
+        config, layout = self.config, Layout()
+        matrices = []
+        norms = {}
+        for stage in self.stages:
+            if isinstance(stage, ProjectAndCache | GateAndUp):
+                shape = (config.layers, config.width)
+                norms[stage.norm.weight] = layout.add(stage.norm.weight, "float32", shape)
+            if (shape2 := self.matrix_shape(stage)) is not None:
+                name = matrix_name(stage)
+                matrices.append(self._matrix(layout, name, config.layers, *shape2, self.format))
+        norm, head = self.output
+        norms[norm.weight] = layout.add(norm.weight, "float32", (1, config.width))
+        shape2 = (self.padded_vocab, config.width)
+        head_plan = self._matrix(layout, head.weight, 1, *shape2, self.head_format)
+        embedding = head_plan
+        if not config.tied:
+            name = self.graph.embedding.weight
+            embedding = self._matrix(layout, name, 1, *shape2, self.head_format)
+        half = (self.context, config.head_dim // 2)
+        cos, sin = (layout.add(name, "float32", half) for name in ("rope.cos", "rope.sin"))
+        return WeightPlan(
+            tuple(matrices),
+            head_plan,
+            embedding,
+            norms,
+            cos,
+            sin,
+            tuple(layout.regions),
+            layout.size,
+        )
+
+    @cached_property
+    def workspace(self) -> WorkspacePlan:
+        """Where each intermediate stands."""
+        config, layout = self.config, Layout()
+
+        def quantized(name: str, rows: int, columns: int) -> tuple[Region, Region, Region]:
+            return (
+                layout.add(name, "int8", (rows, columns)),
+                layout.add(f"{name}.scales", "float32", (rows, columns // 32)),
+                layout.add(f"{name}.totals", "int32", (rows, columns // 32)),
+            )
+
+        heads = config.heads * config.head_dim
+        return WorkspacePlan(
+            x=layout.add("x", "float32", (MAX_ROWS, config.width)),
+            # Of a single token every thread normalizes a copy of its own: no barrier between.
+            normed=quantized("normed", max(MAX_ROWS, MAX_THREADS), config.width),
+            q=quantized("q", MAX_ROWS, heads),
+            attended=quantized("attended", MAX_ROWS, heads),
+            gated=quantized("gated", MAX_ROWS, config.ffn),
+            scores=layout.add("scores", "float32", (MAX_THREADS, self.padded_context)),
+            size=layout.size,
+        )
+
+    def matrix_shape(self, stage: Stage) -> tuple[int, int] | None:
+        """Rows and columns of a stage's matrix in one layer."""
+        config = self.config
+        heads = config.heads * config.head_dim
+        match stage:
+            case ProjectAndCache():
+                return heads + 2 * config.kv_heads * config.head_dim, config.width
+            case ProjectAndAdd(of_gate=False):
+                return config.width, heads
+            case GateAndUp():
+                return 2 * config.ffn, config.width
+            case ProjectAndAdd():
+                return config.width, config.ffn
+        return None
+
+    def _matrix(
+        self,
+        layout: Layout,
+        name: str,
+        layers: int,
+        rows: int,
+        columns: int,
+        form: MatrixFormat,
+    ) -> MatrixPlan:
+        tiles = (layers, rows // ROWS)
+        data = (*tiles, columns // 32, 64 * form.bits)
+        scales = (*tiles, columns // form.group, ROWS)
+        return MatrixPlan(
+            name,
+            rows,
+            columns,
+            form,
+            layout.add(name, "uint8", data, f"{self.layout}{form.bits}"),
+            layout.add(f"{name}.scales", "float16", scales, "rows16"),
+            None
+            if form.symmetric
+            else layout.add(f"{name}.minimums", "float16", scales, "rows16"),
+        )
+
+    def check(self) -> None:
+        """Raise UnsupportedError for sizes that the kernels do not cover, naming them."""
+        config = self.config
+        for what, value, multiple in (
+            ("width", config.width, 32),
+            ("head size", config.head_dim, 32),
+            ("feed-forward size", config.ffn, 32),
+            ("width", config.width, self.format.group),
+            ("feed-forward size", config.ffn, self.format.group),
+            ("heads times head size", config.heads * config.head_dim, self.format.group),
+            ("query heads", config.heads, config.kv_heads),
+        ):
+            if value % multiple:
+                raise UnsupportedError(
+                    f"{config.name}: {what} {value} is not a multiple of {multiple}, "
+                    "which the CPU kernels need"
+                )
+
+
+def matrix_name(stage: Stage) -> str:
+    """The name of a stage's matrix in the artifact's tensor table."""
+    match stage:
+        case ProjectAndCache():
+            return "layers.attention.qkv"
+        case ProjectAndAdd(of_gate=False):
+            return "layers.attention.output"
+        case GateAndUp():
+            return "layers.feed_forward.gate_up"
+        case ProjectAndAdd():
+            return "layers.feed_forward.down"
+    raise ValueError(f"{stage} has no matrix")
+
+
+def matrix_stages(plan: Plan) -> Iterator[tuple[Stage, MatrixPlan]]:
+    """A layer's stages that have a matrix, each with its plan."""
+    stages = [stage for stage in plan.stages if plan.matrix_shape(stage) is not None]
+    yield from zip(stages, plan.weights.matrices, strict=True)

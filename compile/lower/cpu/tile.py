@@ -1,0 +1,120 @@
+"""Sixteen rows of a quantized matrix times some tokens: the inner loop of everything.
+
+The integer part is the instruction set's (:mod:`compile.lower.cpu.isa`); what follows is the
+numerics: for each group of 32 columns ``y = fma(d, s·Σqa, y)``, with a minimum also
+``y = fma(m, s·Σa, y)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from tvm.tirx.script.builder import ir as T
+
+from compile.lower.cpu.activations import Activations
+from compile.lower.cpu.memory import Array, Expr, local
+from compile.lower.cpu.vector import bind, fma, splat
+
+ROWS = 16
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A packed matrix, or one layer of a stack of them.
+
+    Attributes:
+        bits: 4 or 8.
+        data: uint8 [rows/16, columns/32, 64·bits] in the instruction set's layout.
+        scales: float16 or float32 [rows/16, columns/group, 16].
+        minimums: the same shape, or None.
+        columns: length of a row.
+        group: columns that share a scale.
+    """
+
+    bits: int
+    data: Array
+    scales: Array
+    minimums: Array | None
+    columns: int
+    group: int
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of one tile's ``data``."""
+        return self.columns * ROWS * self.bits // 8
+
+    @property
+    def tile_scales(self) -> int:
+        """Elements of one tile's ``scales``."""
+        return self.columns // self.group * ROWS
+
+    def tile(self, index: Expr) -> Tiles:
+        """The matrix from its tile ``index`` on."""
+        scales = T.cast(index, "int64") * self.tile_scales
+        return Tiles(
+            self.bits,
+            self.data.at(T.cast(index, "int64") * self.tile_bytes),
+            self.scales.at(scales),
+            None if self.minimums is None else self.minimums.at(scales),
+            self.columns,
+            self.group,
+        )
+
+
+Emit = Callable[[int, int, Expr], None]  # token of the block, first row of a part, float32 sums
+
+
+def multiply(
+    isa: ModuleType, tiles: Tiles, tokens: Sequence[Activations], rows: int, emit: Emit
+) -> None:
+    """The first tile of ``tiles`` times each token; ``rows`` of it at a time in registers."""
+    per_pass = rows // isa.LANES
+    for first in range(0, ROWS // isa.LANES, per_pass):
+        parts = range(first, first + per_pass)
+        sums = local("float32", len(tokens) * rows)
+        for i in range(len(tokens) * per_pass):
+            sums.store(i * isa.LANES, splat(T.float32(0), isa.LANES))
+        with T.serial(T.int64(0), T.int64(tiles.columns // 32)) as g:
+            add_group(isa, tiles, [token.group(g) for token in tokens], parts, sums, g)
+        for m in range(len(tokens)):
+            for i, part in enumerate(parts):
+                value = sums.load((m * per_pass + i) * isa.LANES, isa.LANES)
+                emit(m, part * isa.LANES, value)
+
+
+def add_group(
+    isa: ModuleType,
+    tiles: Tiles,
+    tokens: Sequence[Activations],
+    parts: range,
+    sums: Array,
+    g: Expr,
+) -> None:
+    """Add one group of 32 columns to ``sums``, float32 [tokens, parts·LANES]."""
+    lanes = isa.LANES
+    dots = isa.dot(tiles.bits, tiles.data.at(g * (64 * tiles.bits)), parts, tokens)
+    base = g // (tiles.group // 32) * ROWS
+
+    def per_row(array: Array) -> list[Expr]:
+        return [
+            bind(T.cast(array.load(base + part * lanes, lanes), f"float32x{lanes}"))
+            for part in parts
+        ]
+
+    scales = per_row(tiles.scales)
+    minimums = None if tiles.minimums is None else per_row(tiles.minimums)
+    for m, token in enumerate(tokens):
+        s = splat(bind(token.scales.load()), lanes)
+        for i in range(len(parts)):
+            at = (m * len(parts) + i) * lanes
+            y = sums.load(at, lanes)
+            dot, total = dots[m][i], None
+            if minimums is not None:
+                total = bind(token.totals.load())
+                dot = dot + splat(bind(total * T.int32(8)), lanes)
+            y = fma(scales[i], T.cast(dot, f"float32x{lanes}") * s, y)
+            if minimums is not None:
+                y = fma(minimums[i], splat(T.cast(total, "float32"), lanes) * s, bind(y))
+            sums.store(at, y)

@@ -1,19 +1,91 @@
-"""Serves many requests from one model."""
+"""Serves many requests from one model. The file to read first.
+
+One thread owns the model. It sleeps until there is work, and then repeats, step by step:
+
+    receive   what was submitted and cancelled since (any thread may do that)
+    drop      whatever is cancelled or has expired
+    admit     what waits, as far as there are pages in the KV cache
+    compute   one pass over the weights: a row for every decoding sequence, chunks of prompts
+    emit      the drawn tokens' text, to whom it belongs
+
+What is decided is in ``scheduler``, how a token is drawn in ``sampler``, what an answer is made of
+in ``generation``::
+
+    engine = Engine(executor, tokenizer)
+    ticket = engine.submit(Request(prompt="Hello"), print)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Collection
+from collections.abc import Sequence as Tokens
 
-from edge_llm.events import Event
-from edge_llm.metrics import Metrics
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llm.admission import check_bytes, check_tokens
+from edge_llm.batch import StepExecutor
+from edge_llm.errors import RequestError
+from edge_llm.events import Reason
+from edge_llm.generation import Generation, Listener
+from edge_llm.kv_pages import PagePool, pages_for
+from edge_llm.metrics import Counters, Metrics
 from edge_llm.request import Request
+from edge_llm.scheduler import Chunk, Limits, expired, make_batch, make_plan, order
+from edge_llm.scoring import Scoring
+from edge_llm.sequence import Consumer, Sequence
+from edge_llm.tokenizer import Tokenizer
+
+QUEUE = 64  # requests that may wait
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One thread that owns the model; transports put requests in and are handed events."""
+    """One thread that owns the model; transports put requests in and are handed events.
 
-    def submit(self, request: Request, on_event: Callable[[Event], None]) -> int:
-        """Queues a request; from any thread. It is tokenized here, on the caller's thread.
+    Args:
+        executor: runs the steps; the engine closes it.
+        tokenizer: of the same model.
+        queue: requests that may wait; one more is refused with 429.
+
+    Attributes:
+        limit: tokens a sequence may have, prompt and answer together.
+    """
+
+    def __init__(self, executor: StepExecutor, tokenizer: Tokenizer, queue: int = QUEUE) -> None:
+        self._executor = executor
+        self._tokenizer = tokenizer
+        self._queue = queue
+        self.limit = min(executor.context, executor.pages * executor.page_positions)
+        self._limits = Limits(
+            max_rows=executor.max_rows,
+            page_positions=executor.page_positions,
+            table_pages=pages_for(executor.context, executor.page_positions),
+        )
+        # Guarded by the condition: what other threads leave for the engine's.
+        self._changed = threading.Condition()
+        self._tickets = itertools.count(1)
+        self._arrived: list[Sequence] = []
+        self._cancelled: set[int] = set()
+        self._closed = False
+        self._counters = Counters()
+        # The engine thread's own; others only read their lengths.
+        self._pool = PagePool(executor.pages)
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []  # in the order they were started
+        self._dropped: set[int] = set()  # tickets cancelled before this step
+        self._thread = threading.Thread(target=self._run, name="edge-llm-engine", daemon=True)
+        self._thread.start()
+
+    # From any thread.
+
+    def submit(self, request: Request, on_event: Listener) -> int:
+        """Queues a request. It is tokenized here, on the caller's thread.
 
         Args:
             request: what to generate.
@@ -27,16 +99,183 @@ class Engine:
             RequestError: 400 malformed, 413 too long for the context, 429 queue full,
                 503 engine closed.
         """
-        raise NotImplementedError
+        try:
+            with self._changed:
+                self._check_room()  # before the work of tokenizing
+            check_bytes(request, self.limit * self._tokenizer.longest_token)
+            ids = self._tokenizer.prompt(request)
+            ends = self._tokenizer.generation.eos_token_ids
+            return self.submit_ids(ids, request, ends, on_event)
+        except RequestError:
+            with self._changed:
+                self._counters.refused += 1
+            raise
+
+    def submit_ids(
+        self, ids: Tokens[int], request: Request, ends: Collection[int], on_event: Listener
+    ) -> int:
+        """As :meth:`submit`, with a prompt that is tokens and other tokens that end the answer."""
+        check_tokens(ids, self.limit - 1, self._executor.vocab_size)  # room for one token
+        limit = self.limit
+        if request.max_tokens is not None:
+            limit = min(limit, len(ids) + request.max_tokens)
+        generation = Generation(request, ends, self._tokenizer.decoder(), on_event)
+        return self._enqueue(ids, limit, generation, request.priority, request.deadline)
+
+    def logits(self, ids: Tokens[int]) -> NDArray[np.float32]:
+        """The logits at every position of a sequence, float32 [n, vocab]; waits for them.
+
+        Raises:
+            RequestError: 400 no tokens or unknown ones, 413 more than the context holds, 429 queue
+                full, 500 the model failed, 503 engine closed.
+        """
+        check_tokens(ids, self.limit, self._executor.vocab_size)
+        scoring = Scoring(len(ids), self._executor.vocab_size)
+        ticket = self._enqueue(ids, len(ids), scoring)
+        try:
+            return scoring.result()
+        finally:
+            self.cancel(ticket)  # where the wait was interrupted
 
     def cancel(self, ticket: int) -> None:
-        """Ends a request within one token; from any thread, unknown and ended tickets allowed."""
-        raise NotImplementedError
+        """Ends a request within one token; tickets that are unknown or over are allowed."""
+        with self._changed:
+            self._cancelled.add(ticket)
+            self._changed.notify()
 
     def metrics(self) -> Metrics:
-        """A snapshot, from any thread."""
-        raise NotImplementedError
+        """A snapshot."""
+        with self._changed:
+            return self._counters.snapshot(
+                queued=len(self._arrived) + len(self._waiting),
+                active=len(self._running),
+                pages_free=self._pool.free,
+                pages_total=self._pool.total,
+            )
 
     def close(self) -> None:
-        """Stops the engine; whatever waits or runs fails with 503. From any thread, idempotent."""
-        raise NotImplementedError
+        """Stops after the current step; whatever waits or runs fails with 503. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _check_room(self) -> None:
+        if self._closed:
+            raise RequestError(503, "unavailable", "the engine is closed")
+        if len(self._arrived) + len(self._waiting) >= self._queue:
+            raise RequestError(
+                429, "queue_full", f"{self._queue} requests are waiting already: try again later"
+            )
+
+    def _enqueue(
+        self,
+        ids: Tokens[int],
+        limit: int,
+        consumer: Consumer,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> int:
+        with self._changed:
+            self._check_room()
+            ticket = next(self._tickets)
+            self._arrived.append(Sequence(ticket, ids, limit, consumer, priority, deadline))
+            self._changed.notify()
+            return ticket
+
+    # On the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while self._receive():
+                self._drop()
+                plan = make_plan(self._waiting, self._running, self._pool.free, self._limits)
+                self._admit(plan.admitted)
+                if plan.chunks:
+                    self._compute_and_emit(plan.chunks)
+        finally:
+            self._shut_down()
+
+    def _receive(self) -> bool:
+        """Sleeps until there is work and takes over what is new; False when the engine closes."""
+        with self._changed:
+            while not (
+                self._closed or self._arrived or self._cancelled or self._waiting or self._running
+            ):
+                self._changed.wait()
+            arrived, self._arrived = self._arrived, []
+            self._dropped, self._cancelled = self._cancelled, set()
+            self._waiting += arrived
+            closed = self._closed
+        queue = order(self._waiting)
+        for sequence in arrived:
+            sequence.consumer.accepted(queue.index(sequence))
+        return not closed
+
+    def _drop(self) -> None:
+        """Ends what is cancelled or has expired, waiting or running."""
+        for sequence in [*self._waiting, *self._running]:
+            if sequence.ticket in self._dropped:
+                self._end(sequence, "cancelled")
+        for sequence in expired([*self._waiting, *self._running], time.monotonic()):
+            self._end(sequence, "expired")
+
+    def _admit(self, admitted: tuple[Sequence, ...]) -> None:
+        for sequence in admitted:
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+            sequence.pages = self._pool.take(pages_for(sequence.limit, self._limits.page_positions))
+            sequence.consumer.started()
+
+    def _compute_and_emit(self, chunks: tuple[Chunk, ...]) -> None:
+        try:
+            logits = self._executor.step(make_batch(chunks, self._limits))
+        except Exception as error:  # whatever it was, the next request may fare better
+            log.error("a step failed: %r", error)
+            for sequence in [*self._running]:
+                self._fail(sequence, RequestError(500, "model_error", f"a step failed: {error}"))
+            return
+        row = 0
+        for chunk in chunks:
+            chunk.sequence.computed += chunk.rows
+            if chunk.wanted:
+                self._emit(chunk.sequence, logits[row : row + chunk.wanted])
+                row += chunk.wanted
+
+    def _emit(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
+        try:
+            reason = sequence.consumer.take(sequence, logits)
+        except RequestError as error:
+            self._fail(sequence, error)
+        else:
+            if reason is not None:
+                self._end(sequence, reason)
+
+    def _end(self, sequence: Sequence, reason: Reason) -> None:
+        self._forget(sequence)
+        finished = sequence.consumer.end(sequence, reason)
+        if finished is not None:
+            with self._changed:
+                self._counters.count(finished)
+
+    def _fail(self, sequence: Sequence, error: RequestError) -> None:
+        self._forget(sequence)
+        sequence.consumer.fail(error)
+        with self._changed:
+            self._counters.failed += 1
+
+    def _forget(self, sequence: Sequence) -> None:
+        """Takes a sequence out of its list and its pages back."""
+        (self._running if sequence.pages else self._waiting).remove(sequence)
+        self._pool.give(sequence.pages)
+        sequence.pages = ()
+
+    def _shut_down(self) -> None:
+        with self._changed:
+            self._closed = True  # also where the thread ends by an error of its own
+            self._waiting += self._arrived
+            self._arrived = []
+        for sequence in [*self._waiting, *self._running]:
+            self._fail(sequence, RequestError(503, "unavailable", "the engine is closing"))
+        self._executor.close()

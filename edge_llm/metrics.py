@@ -72,13 +72,23 @@ class Counters:
         if end.completion_tokens > 1 and end.decode_seconds > 0:
             self._rates.append((end.completion_tokens - 1) / end.decode_seconds)
 
-    @property
-    def decode_rate(self) -> float:
-        return median(self._rates) if self._rates else 0.0
-
-    @property
-    def first_token(self) -> float:
-        return median(self._first_tokens) if self._first_tokens else 0.0
+    def snapshot(self, queued: int, active: int, pages_free: int, pages_total: int) -> Metrics:
+        """The totals, with what the engine says of this moment."""
+        return Metrics(
+            queued=queued,
+            active=active,
+            pages_free=pages_free,
+            pages_total=pages_total,
+            finished_total=self.finished,
+            stopped_total=self.stopped,
+            failed_total=self.failed,
+            refused_total=self.refused,
+            prompt_tokens_total=self.prompt_tokens,
+            completion_tokens_total=self.completion_tokens,
+            decode_tokens_per_second=median(self._rates or [0.0]),
+            time_to_first_token_seconds=median(self._first_tokens or [0.0]),
+            resident_bytes=resident_bytes(),
+        )
 
 
 def resident_bytes() -> int:

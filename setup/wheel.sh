@@ -15,7 +15,7 @@ echo "wheel: dist/${wheel##*/}, $(du -h "$wheel" | cut -f1)"
 device=$(mktemp -d)
 trap 'rm -rf "$device"' EXIT
 "$python" -m venv "$device/venv"
-"$device/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+"$device/venv/bin/python" -m pip --quiet --quiet --disable-pip-version-check install \
     --constraint requirements-device.lock "$wheel"
 "$device/venv/bin/python" -m pip check
 

@@ -1,0 +1,136 @@
+"""An executor without a model, honest about everything an engine can get wrong.
+
+It keeps a paged cache of its own, in which each position holds the token written there, and reads
+a sequence back through the page table of its row alone. The logits are a function of what it
+reads: a wrong position, page or table, a page with two owners or one never written shows in the
+text or stops the test. What it says is a toy language: a function from the tokens so far to the
+next one.
+
+    engine = Engine(FakeExecutor(), tokenizer)
+    FakeExecutor(language=spelling("Paris.", tokenizer))    # answers so, whatever the question
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llm.batch import Batch
+from edge_llm.tokenizer import Tokenizer
+
+Language = Callable[[NDArray[np.int32]], int]  # the tokens so far, int32 [n], to the next one
+
+VOCAB = 320  # of tests.tiny_model.tiny_tokenizer
+END = 2  # its <|im_end|>
+NOTHING = -1  # in a position that was never written
+
+
+def babble(tokens: NDArray[np.int32]) -> int:
+    """A token that depends on every one before it and on their order; never a control token."""
+    return 3 + zlib.crc32(tokens.tobytes()) % (VOCAB - 3)
+
+
+def spelling(text: str, tokenizer: Tokenizer, prompt_ends: int = 0) -> Language:
+    """Says ``text`` and then the end token, once the prompt, of any length, is over.
+
+    Args:
+        text: the answer.
+        tokenizer: spells it.
+        prompt_ends: the prompt's last token, which must not be in the text.
+    """
+    answer = [*tokenizer.encode(text), END]
+
+    def language(tokens: NDArray[np.int32]) -> int:
+        said = len(tokens) - 1 - int(np.flatnonzero(tokens == prompt_ends)[-1])
+        return answer[said]
+
+    return language
+
+
+class FakeExecutor:
+    """Implements :class:`edge_llm.batch.StepExecutor`.
+
+    Attributes:
+        rows: rows of each step so far.
+        failures: exceptions that the next steps raise, first one first; None lets a step pass.
+        gate: while it is clear, a step waits before it begins.
+        steps_begun: counts steps that have reached the gate.
+        closed: close() was called.
+    """
+
+    def __init__(
+        self,
+        language: Language = babble,
+        context: int = 64,
+        pages: int = 16,
+        page_positions: int = 4,
+        max_rows: int = 8,
+    ) -> None:
+        self.vocab_size = VOCAB
+        self.context = context
+        self.pages = pages
+        self.page_positions = page_positions
+        self.max_rows = max_rows
+        self.rows: list[int] = []
+        self.failures: list[Exception | None] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.steps_begun = threading.Semaphore(0)
+        self.closed = False
+        self._language = language
+        self._cache = np.full((pages, page_positions), NOTHING, np.int32)
+
+    def step(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits in which the language's next token leads, and lower ids lead higher ones."""
+        assert not self.closed
+        self.steps_begun.release()
+        assert self.gate.wait(timeout=60)
+        if self.failures and (failure := self.failures.pop(0)) is not None:
+            raise failure
+        self._check(batch)
+        self.rows.append(len(batch.tokens))
+        places = zip(batch.tokens, batch.positions, batch.sequences, strict=True)
+        for token, position, sequence in places:
+            page, offset = divmod(int(position), self.page_positions)
+            self._cache[batch.tables[sequence, page], offset] = token
+        logits = np.tile(np.linspace(1, 0, VOCAB, dtype=np.float32), (len(batch.wanted), 1))
+        for row, wanted in enumerate(batch.wanted):
+            logits[row, self._language(self._read(batch, int(wanted)))] = 5
+        return logits
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _read(self, batch: Batch, row: int) -> NDArray[np.int32]:
+        """The sequence of a row up to its own position, through its page table."""
+        table = batch.tables[batch.sequences[row]]
+        length = int(batch.positions[row]) + 1
+        tokens: NDArray[np.int32] = self._cache[table].reshape(-1)[:length]
+        assert NOTHING not in tokens, "a position was read that was never written"
+        assert tokens[-1] == batch.tokens[row]
+        return tokens
+
+    def _check(self, batch: Batch) -> None:
+        rows = len(batch.tokens)
+        assert 0 < rows <= self.max_rows
+        assert batch.positions.shape == batch.sequences.shape == (rows,)
+        assert batch.tables.shape[1] == -(-self.context // self.page_positions)
+        assert 0 <= batch.positions.min() <= batch.positions.max() < self.context
+        assert 0 <= batch.tables.min() <= batch.tables.max() < self.pages
+        assert 0 <= batch.tokens.min() <= batch.tokens.max() < VOCAB
+        assert np.all(np.diff(batch.wanted) > 0)
+        assert np.all((batch.wanted >= 0) & (batch.wanted < rows))
+        owned: list[int] = []
+        for sequence in range(len(batch.tables)):
+            own = np.flatnonzero(batch.sequences == sequence)
+            assert np.all(np.diff(own) == 1), "rows of one sequence are not together"
+            assert np.all(np.diff(batch.positions[own]) == 1), "positions do not ascend"
+            used = int(batch.positions[own].max()) // self.page_positions + 1
+            owned += batch.tables[sequence, :used].tolist()
+        assert len(owned) == len(set(owned)), "a page has two owners"
+        for array in (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted):
+            assert array.dtype == np.int32

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from edge_llm.errors import ArtifactError
 
 ALIGNMENT = 64 * 1024  # the largest page of any board
-LIMIT = 2**32 - 1  # bytes of a zip without its 64-bit extension
+LIMIT = 2**32 - 2**16  # bytes of a zip without its 64-bit extension, room for the directory left
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -38,6 +38,10 @@ class File:
     size: int
     crc32: int
 
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -59,6 +63,8 @@ def place(sizes: Sequence[tuple[str, int]]) -> list[int]:
         begin = -(-(end + _LOCAL.size + len(name)) // ALIGNMENT) * ALIGNMENT
         offsets.append(begin)
         end = begin + size
+    if end > LIMIT:
+        raise ArtifactError(f"{end} bytes are more than the 4 GiB that the format allows")
     return offsets
 
 
@@ -71,7 +77,7 @@ def structure(files: Sequence[File], comment: bytes) -> list[Piece]:
         gap, extra = (padding, 0) if padding < _EXTRA.size else (0, padding)
         pieces.append(Piece(f"header of {file.name}", end, bytes(gap) + _local(file, extra)))
         directory += _central(file, end + gap)
-        end = file.offset + file.size
+        end = file.end
     count = len(files)
     directory += _END.pack(b"PK\5\6", 0, 0, count, count, len(directory), end, len(comment))
     pieces.append(Piece("directory at the end", end, directory + comment))

@@ -213,8 +213,6 @@ def _files(document: bytes, entries: tuple[Entry, ...]) -> list[File]:
         if entry.offset != offset:
             raise ArtifactError(f"{MANIFEST}: {entry.name} is at {entry.offset}, not at {offset}")
         files.append(File(entry.name, offset, entry.size, entry.crc32))
-    if files[-1].offset + files[-1].size > archive.LIMIT - 2**16:  # leaves room for the directory
-        raise ArtifactError("is larger than the 4 GiB that the format allows")
     return files
 
 
@@ -224,19 +222,19 @@ def _comment(manifest: Manifest, digest: str) -> bytes:
 
 
 def _check_length(view: memoryview, files: list[File], pieces: list[Piece]) -> None:
-    total = pieces[-1].offset + len(pieces[-1].data)
+    total = pieces[-1].end
     if len(view) > total:
         raise ArtifactError(f"has {len(view) - total} bytes after its end")
     if len(view) < total:
-        parts = [(file.offset + file.size, file.name) for file in files]
-        parts += [(piece.offset + len(piece.data), piece.name) for piece in pieces]
-        name = next(name for end, name in sorted(parts) if len(view) < end)
+        ends = [(file.end, file.name) for file in files]
+        ends = sorted(ends + [(piece.end, piece.name) for piece in pieces])
+        name = next(name for end, name in ends if len(view) < end)
         raise ArtifactError(f"is cut short in the {name}: has {len(view)} of {total} bytes")
 
 
 def _check_structure(view: memoryview, pieces: list[Piece]) -> None:
     for piece in pieces:
-        if view[piece.offset : piece.offset + len(piece.data)] != piece.data:
+        if view[piece.offset : piece.end] != piece.data:
             raise ArtifactError(f"the {piece.name} is damaged")
 
 

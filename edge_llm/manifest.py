@@ -26,8 +26,6 @@ FORMAT = 1
 TENSOR_ALIGNMENT = 64  # bytes; a cache line of every target
 ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "int32": 4, "float32": 4}
 
-# A zip without its 64-bit extension ends below 4 GiB.
-FileBytes = Annotated[int, Range(0, 2**32 - 2)]
 Version = Annotated[str, Pattern(r"[0-9]{1,3}\.[0-9]{1,3}", "a version like 2.31")]
 
 
@@ -128,8 +126,8 @@ class Entry:
     """One entry of the file other than the manifest itself."""
 
     name: Name
-    offset: FileBytes  # of its data in the file
-    size: FileBytes
+    offset: Bytes  # of its data in the file
+    size: Bytes
     sha256: Digest
     crc32: Annotated[int, Range(0, 2**32 - 1)]  # as the zip's own headers hold it
 
@@ -141,8 +139,8 @@ class Tensor:
     name: Name
     dtype: Literal["uint8", "int8", "float16", "int32", "float32"]
     shape: Annotated[tuple[Count, ...], Length(8)]
-    offset: FileBytes  # in weights.bin
-    size: FileBytes  # bytes: items of the shape times the size of one
+    offset: Bytes  # in weights.bin
+    size: Bytes  # bytes: items of the shape times the size of one
     layout: Name
 
 

@@ -30,9 +30,11 @@ find_python() {
     echo "$without_venv"
 }
 
-python=$(find_python)
-echo "setup: $("$python" --version) in $folder"
-[ -x "$folder/bin/python" ] && supported "$folder/bin/python" || "$python" -m venv --clear "$folder"
+if ! { supported "$folder/bin/python" && "$folder/bin/python" -m pip --version >/dev/null; }; then
+    python=$(find_python)
+    "$python" -m venv --clear "$folder"
+fi
+echo "setup: $("$folder/bin/python" --version) in $folder"
 echo "setup: installing the packages of requirements.lock (about 300 MB to download the first time)"
 install=("$folder/bin/python" -m pip --quiet --quiet --disable-pip-version-check install)
 "${install[@]}" --requirement requirements.lock

@@ -1,0 +1,1 @@
+"""The offline compiler: import, quantize, lower, build, pack. Runs on a workstation."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from compile.checkpoint import TokenizerFiles
 from compile.end_tokens import end_token_ids
 from compile.errors import CompileError, UnsupportedError
+from compile.foreign_errors import first_line
 from compile.gguf_metadata import Metadata
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def _guarded(metadata: Metadata, build: Callable[[], Tokenizer]) -> Tokenizer:
     except CompileError:
         raise
     except Exception as error:
-        raise CompileError(f"{metadata.path}: the tokenizer cannot be rebuilt: {error}") from error
+        raise CompileError(
+            f"{metadata.path}: the tokenizer cannot be rebuilt: {first_line(error)}"
+        ) from error
 
 
 def _byte_level(metadata: Metadata, ids: dict[str, int]) -> Tokenizer:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compile.checkpoint import ModelConfig, TokenizerFiles
 from compile.end_tokens import end_token_ids
 from compile.errors import CompileError
+from compile.foreign_errors import first_line
 from compile.json_file import Settings, read_settings, read_text
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _load(path: Path) -> Tokenizer:
     except CompileError:
         raise
     except Exception as error:  # the library raises nothing more particular
-        raise CompileError(f"{path}: not a tokenizer: {error}") from error
+        raise CompileError(f"{path}: not a tokenizer: {first_line(error)}") from error
 
 
 def _without_side_effects(tokenizer: Tokenizer) -> bytes:

@@ -69,6 +69,7 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
         if not REDUNDANT.fullmatch(name) and not (config.tied and name == "lm_head.weight")
     }
     check_tensors(folder, expected, found, {name: name for name in expected})
+    weights.check_types(expected)
     return HuggingFaceCheckpoint(weights, config, read_tokenizer(folder, settings, config))
 
 

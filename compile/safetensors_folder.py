@@ -6,6 +6,7 @@ Names in the index are taken as plain file names in the folder, so an index cann
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.errors import CompileError, UnsupportedError
+from compile.foreign_errors import first_line
 from compile.json_file import read_settings
 
 SINGLE = "model.safetensors"
@@ -43,20 +45,27 @@ class SafetensorsFolder:
                     raise CompileError(f"{path}: tensor {name!r} is in another file as well")
                 self.tensors[name] = tensor
 
+    def check_types(self, names: Iterable[str]) -> None:
+        """UnsupportedError where one of these is stored in a type that is not read."""
+        for name in names:
+            tensor = self.tensors[name]
+            if tensor.dtype not in DTYPES:
+                raise UnsupportedError(
+                    f"{tensor.path}: tensor {name!r} is stored as {tensor.dtype}; "
+                    f"supported are {', '.join(DTYPES)}"
+                )
+
     def read(self, name: str) -> NDArray[np.float32] | NDArray[np.float16]:
         """A tensor as it is stored; bfloat16 becomes float32."""
         tensor = self.tensors[name]
-        if tensor.dtype not in DTYPES:
-            raise UnsupportedError(
-                f"{tensor.path}: tensor {name!r} is stored as {tensor.dtype}; "
-                f"supported are {', '.join(DTYPES)}"
-            )
         import ml_dtypes  # noqa: F401 - from here on numpy knows bfloat16
 
         try:
             values: NDArray[Any] = tensor.file.get_tensor(name)
         except Exception as error:  # the library's error type, or numpy's
-            raise CompileError(f"{tensor.path}: tensor {name!r} cannot be read: {error}") from error
+            raise CompileError(
+                f"{tensor.path}: tensor {name!r} cannot be read: {first_line(error)}"
+            ) from error
         return values.astype(np.float32) if tensor.dtype == "BF16" else values
 
 
@@ -110,4 +119,4 @@ def _open(path: Path) -> dict[str, StoredTensor]:
             for name, part in slices.items()
         }
     except (safetensors.SafetensorError, OSError) as error:
-        raise CompileError(f"{path}: cut short or damaged: {error}") from error
+        raise CompileError(f"{path}: cut short or damaged: {first_line(error)}") from error

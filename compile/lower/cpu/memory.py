@@ -66,8 +66,11 @@ class Array:
 
 
 def local(dtype: str, elements: int) -> Array:
-    """A small array on the stack or, where accesses are uniform, in registers."""
-    return Array(T.alloc_buffer((elements,), dtype, scope="local"), T.int64(0))
+    """A small array on the stack or, where accesses are uniform, in registers.
+
+    TVM keeps allocations below 1 KiB of the scope ``global``, and no others, on the stack.
+    """
+    return Array(T.alloc_buffer((elements,), dtype, scope="global"), T.int64(0))
 
 
 def lanes_of(value: Expr) -> int:

@@ -167,18 +167,17 @@ class Plan:
         for stage in self.stages:
             if isinstance(stage, ProjectAndCache | GateAndUp):
                 shape = (config.layers, config.width)
-                norms[stage.norm.weight] = layout.add(stage.norm.weight, "float32", shape)
+                norms[stage.norm.weight] = layout.add(norm_name(stage), "float32", shape)
             if (shape2 := self.matrix_shape(stage)) is not None:
                 name = matrix_name(stage)
                 matrices.append(self._matrix(layout, name, config.layers, *shape2, self.format))
-        norm, head = self.output
-        norms[norm.weight] = layout.add(norm.weight, "float32", (1, config.width))
+        norm, _ = self.output
+        norms[norm.weight] = layout.add("norm", "float32", (1, config.width))
         shape2 = (self.padded_vocab, config.width)
-        head_plan = self._matrix(layout, head.weight, 1, *shape2, self.head_format)
+        head_plan = self._matrix(layout, "output", 1, *shape2, self.head_format)
         embedding = head_plan
         if not config.tied:
-            name = self.graph.embedding.weight
-            embedding = self._matrix(layout, name, 1, *shape2, self.head_format)
+            embedding = self._matrix(layout, "embedding", 1, *shape2, self.head_format)
         half = (self.context, config.head_dim // 2)
         cos, sin = (layout.add(name, "float32", half) for name in ("rope.cos", "rope.sin"))
         return WeightPlan(
@@ -287,6 +286,12 @@ def matrix_name(stage: Stage) -> str:
         case ProjectAndAdd():
             return "layers.feed_forward.down"
     raise ValueError(f"{stage} has no matrix")
+
+
+def norm_name(stage: ProjectAndCache | GateAndUp) -> str:
+    """The name of a stage's norm in the artifact's tensor table."""
+    block = "attention" if isinstance(stage, ProjectAndCache) else "feed_forward"
+    return f"layers.{block}.norm"
 
 
 def matrix_stages(plan: Plan) -> Iterator[tuple[Stage, MatrixPlan]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from compile.lower.cpu.memory import Expr
 
+NAME = "columns"
 ROWS = 16
 COLUMNS = 32
 

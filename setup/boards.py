@@ -86,6 +86,7 @@ def download_arm64(state: Path, release: dict[str, str]) -> list[Path]:
         *("-o", "APT::Sandbox::User=root"),  # the folder belongs to us, not to apt's own user
         *("-o", "APT::Install-Recommends=false"),
         *("-o", "Acquire::Languages=none"),
+        *("-o", "Acquire::Retries=3"),
         *("-o", "pkgCacheGen::Essential=none"),  # no dpkg, no init: this is not a system
         *("-o", f"Dir::State={state}"),
         *("-o", f"Dir::State::Lists={state}/lists"),

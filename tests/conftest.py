@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
 
 from tests.artifacts import artifact
 from tests.broker import Broker
+
+# How fast an example runs says more about the machine's other work than about the code.
+settings.register_profile("edge-llm", parent=settings.default, deadline=None)
+settings.load_profile("edge-llm")
 
 SLOW_FIXTURES = {"smollm2_gguf", "smollm2_artifact"}
 

@@ -229,10 +229,21 @@ def with_tensors(**tensors: Any) -> Callable[[Path], None]:
     return make
 
 
-def sharded(**weight_map: str) -> Callable[[Path], None]:
+def sharded(**weight_map: Any) -> Callable[[Path], None]:
     return lambda folder: write_json(
         folder / "model.safetensors.index.json", {"weight_map": weight_map}
     )
+
+
+def with_model(**values: Any) -> Callable[[Path], None]:
+    """A tokenizer.json with these entries of its model changed."""
+
+    def make(folder: Path) -> None:
+        state = json.loads((folder / "tokenizer.json").read_text())
+        state["model"] |= values
+        write_json(folder / "tokenizer.json", state)
+
+    return make
 
 
 def pickled(folder: Path) -> None:
@@ -259,6 +270,7 @@ WRONG = {
     "config.json: not a JSON object": with_text("config.json", "[]"),
     "'model_type' is missing": configured(model_type=None),
     "'hidden_size' must be a whole number": configured(hidden_size="64"),
+    "norm epsilon 1e+300 is not between": configured(rms_norm_eps=1e300),
     "'rms_norm_eps' must be a finite number": configured(rms_norm_eps=10**400),
     "'attention_bias' must be true or false": configured(attention_bias=1),
     "'rope_scaling' must be an object": configured(rope_scaling=[1]),
@@ -274,6 +286,8 @@ WRONG = {
     "'model.norm.weight' is missing": with_tensors(model__norm__weight=None),
     "tokenizer.json is missing": without("tokenizer.json"),
     "tokenizer.json: not a tokenizer": with_text("tokenizer.json", "{}"),
+    # the library panics over this one
+    "not a tokenizer: range end index": with_model(continuing_subword_prefix="much too long"),
     "outside the model's vocabulary": lambda folder: change(
         folder / "tokenizer.json",
         added_tokens=[
@@ -295,6 +309,7 @@ WRONG = {
     "cut short: 3 bytes": with_text("model.safetensors", "abc"),
     "a header of 7016996765293437281 bytes": with_text("model.safetensors", "a" * 100),
     "'weight_map' is missing or empty": sharded(),
+    "['x'] is not the name of a file": sharded(a=["x"]),
     "'../x' is not the name of a file": sharded(a="../x"),
     "x.safetensors is missing, the index lists it": sharded(a="x.safetensors"),
 }

@@ -1,0 +1,157 @@
+"""Whole steps of tiny models: the bits of the numpy reference, however they are cut and shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.conftest import TinyArtifact
+from tests.device_logits import device_logits
+from tests.kernels import runnable_targets
+from tests.tiny_model import write_tiny_gguf, write_tiny_huggingface
+
+from compile.errors import CompileError, UnsupportedError
+from compile.importer import open_checkpoint
+from compile.pipeline import Options, compile_model
+from compile.quantize import QuantizedCheckpoint, Recipe
+from compile.reference import Device, Exact, Reference
+from edge_llm.artifact import Artifact
+from edge_llm.batch import Batch
+from edge_llm.errors import ConfigError
+from edge_llm.executor import Executor
+from targets import TARGETS
+
+TOKENS = [int(t) for t in np.random.default_rng(9).integers(0, 320, 37)]
+
+# Sizes, then the compiler's options, that differ in every way the kernels do.
+MODELS: dict[str, tuple[dict[str, object], list[str]]] = {
+    "Q4_0": ({}, []),
+    "Q4_1-untied": ({"quantization": "Q4_1", "tied": False, "vocab": 327}, []),
+    "F16-group-64-head-4": (
+        {"quantization": "F16", "width": 128, "ffn": 192, "heads": 4, "kv_heads": 2},
+        ["--group", "64", "--asymmetric", "--head-bits", "4"],
+    ),
+    "F16-group-128-head-dim-64": (
+        {"quantization": "F16", "width": 128, "ffn": 256, "heads": 4, "kv_heads": 4, "head_dim": 64},
+        ["--group", "128", "--head-bits", "4"],
+    ),
+}
+
+
+def reference(folder: Path, sizes: dict[str, object], options: list[str]) -> NDArray[np.float32]:
+    """The device arithmetic in numpy on the same model and recipe."""
+    path = folder / "model.gguf"
+    write_tiny_gguf(path, **sizes)
+    checkpoint = open_checkpoint(path)
+    recipe = Recipe.of(
+        checkpoint,
+        group=int(options[options.index("--group") + 1]) if "--group" in options else None,
+        symmetric=False if "--asymmetric" in options else None,
+        head_bits=4 if "--head-bits" in options else None,
+    )
+    return Reference(QuantizedCheckpoint(checkpoint, recipe), Device()).logits(TOKENS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("target", runnable_targets())
+def test_logits_are_the_reference_bit_for_bit(
+    tiny_artifact: TinyArtifact, tmp_path: Path, target: str, name: str
+) -> None:
+    sizes, options = MODELS[name]
+    path = tiny_artifact(target, options, **sizes)
+    expected = reference(tmp_path, sizes, options)
+    for chunk, threads in ((1, 1), (1, 2), (37, 1), (13, 2), (2, 3)):
+        got = device_logits(path, TOKENS, chunk, threads)
+        assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (chunk, threads)
+
+
+@pytest.mark.slow
+def test_rows_do_not_depend_on_their_neighbours(tiny_artifact: TinyArtifact) -> None:
+    """Two sequences in one step, their rows and pages mixed, against each alone."""
+    path = tiny_artifact()
+    first, second = TOKENS[:20], TOKENS[20:]
+    alone = [device_logits(path, tokens, 1) for tokens in (first, second)]
+    with Artifact.open(path) as artifact:
+        executor = Executor(artifact, threads=2, context=64, sequences=2)
+        tables = np.array([[5, 0, 7, 1], [2, 6, 3, 4]], np.int32)
+        n = len(first) + len(second)
+        batch = Batch(
+            np.array(first + second, np.int32),
+            np.array([*range(len(first)), *range(len(second))], np.int32),
+            np.array([0] * len(first) + [1] * len(second), np.int32),
+            tables,
+            np.arange(n, dtype=np.int32),
+        )
+        together = executor.step(batch).copy()
+        executor.close()
+    assert np.array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.slow
+def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) -> None:
+    with Artifact.open(tiny_artifact()) as artifact:
+        executor = Executor(artifact, context=32)
+        good = {
+            "tokens": [1, 2],
+            "positions": [0, 1],
+            "sequences": [0, 0],
+            "tables": [[0, 1]],
+            "wanted": [1],
+        }
+        bad = {
+            "tokens": [[1, 320], [-1, 2], []],
+            "positions": [[0, 32], [-1, 0], [0]],
+            "sequences": [[0, 1], [0]],
+            "tables": [[[0, 2]], [[-1, 0]]],
+            "wanted": [[2], [-1]],
+        }
+        for name, values in bad.items():
+            for value in values:
+                arrays = {k: np.array(v, np.int32) for k, v in {**good, name: value}.items()}
+                with pytest.raises(ValueError, match=r"step|length"):
+                    executor.step(Batch(**arrays))
+        executor.close()
+        with pytest.raises(ValueError, match="open"):
+            executor.step(Batch(**{k: np.array(v, np.int32) for k, v in good.items()}))
+        for settings in ({"threads": 0}, {"threads": 1000}, {"context": 0}, {"context": 10**6}):
+            with pytest.raises(ConfigError):
+                Executor(artifact, **settings)
+
+
+@pytest.mark.slow
+def test_a_hugging_face_folder_gives_the_artifact_of_its_gguf(tmp_path: Path) -> None:
+    sizes = {"quantization": "F16"}
+    write_tiny_gguf(tmp_path / "model.gguf", **sizes)
+    write_tiny_huggingface(tmp_path / "folder", **sizes)
+    weights = []
+    for source in ("model.gguf", "folder"):
+        output = tmp_path / f"{source}.edge"
+        compile_model(Options(str(tmp_path / source), TARGETS["rpi5"], output))
+        with Artifact.open(output) as artifact:
+            weights.append(bytes(artifact.entry("weights.bin")))
+    assert weights[0] == weights[1]
+
+
+def test_what_cannot_be_compiled_is_named(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    write_tiny_gguf(model)
+    output = tmp_path / "out.edge"
+    with pytest.raises(CompileError, match="context 100000"):
+        compile_model(Options(str(model), TARGETS["rpi5"], output, context=100_000))
+    with pytest.raises(UnsupportedError, match="not a multiple of 64"):
+        compile_model(Options(str(model), TARGETS["rpi5"], output, group=64))
+    with pytest.raises(CompileError, match="absent"):
+        compile_model(Options(str(tmp_path / "absent.gguf"), TARGETS["rpi5"], output))
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_exact_and_device_arithmetic_agree_roughly(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_tiny_gguf(path)
+    checkpoint = open_checkpoint(path)
+    exact = Reference(checkpoint, Exact()).logits(TOKENS)
+    device = Reference(checkpoint, Device()).logits(TOKENS)
+    assert (exact - device).std() < 0.05 * exact.std()

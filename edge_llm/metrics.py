@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 from edge_llm.events import Finished
+from edge_llm.memory import resident_bytes
 
 RECENT = 64  # finished requests that the medians look back on
 
@@ -89,21 +89,3 @@ class Counters:
             time_to_first_token_seconds=median(self._first_tokens or [0.0]),
             resident_bytes=resident_bytes(),
         )
-
-
-def resident_bytes() -> int:
-    """Memory of this process in RAM now, shared pages included (proc(5), VmRSS)."""
-    return _status_bytes("VmRSS")
-
-
-def peak_resident_bytes() -> int:
-    """The most memory this process has had in RAM (proc(5), VmHWM)."""
-    return _status_bytes("VmHWM")
-
-
-def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) * 1024  # "  123456 kB"
-    return 0

@@ -6,12 +6,13 @@ reads: a wrong position, page or table, a page with two owners or one never writ
 text or stops the test. What it says is a toy language: a function from the tokens so far to the
 next one.
 
-    engine = Engine(FakeExecutor(), tokenizer)
-    FakeExecutor(language=spelling("Paris.", tokenizer))    # answers so, whatever the question
+    engine = Engine(FakeExecutor(), TOKENIZER)
+    FakeExecutor(language=spelling("Paris."))    # answers so, whatever the question
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import zlib
 from collections.abc import Callable
@@ -21,12 +22,26 @@ from numpy.typing import NDArray
 
 from edge_llm.batch import Batch
 from edge_llm.tokenizer import Tokenizer
+from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
 
 Language = Callable[[NDArray[np.int32]], int]  # the tokens so far, int32 [n], to the next one
 
-VOCAB = 320  # of tests.tiny_model.tiny_tokenizer
+VOCAB = 320  # of TOKENIZER
 END = 2  # its <|im_end|>
 NOTHING = -1  # in a position that was never written
+TOKENIZER = Tokenizer(
+    tiny_tokenizer().to_str().encode(),
+    json.dumps(
+        {
+            "bos_token_id": None,
+            "eos_token_ids": [END],
+            "add_bos": False,
+            "bos_token": "",
+            "eos_token": "<|im_end|>",
+        }
+    ).encode(),
+    CHAT_TEMPLATE,
+)
 
 
 def babble(tokens: NDArray[np.int32]) -> int:
@@ -34,15 +49,14 @@ def babble(tokens: NDArray[np.int32]) -> int:
     return 3 + zlib.crc32(tokens.tobytes()) % (VOCAB - 3)
 
 
-def spelling(text: str, tokenizer: Tokenizer, prompt_ends: int = 0) -> Language:
+def spelling(text: str, prompt_ends: int = 0) -> Language:
     """Says ``text`` and then the end token, once the prompt, of any length, is over.
 
     Args:
         text: the answer.
-        tokenizer: spells it.
         prompt_ends: the prompt's last token, which must not be in the text.
     """
-    answer = [*tokenizer.encode(text), END]
+    answer = [*TOKENIZER.encode(text), END]
 
     def language(tokens: NDArray[np.int32]) -> int:
         said = len(tokens) - 1 - int(np.flatnonzero(tokens == prompt_ends)[-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,23 +18,8 @@ from edge_llm.engine import Engine
 from edge_llm.errors import RequestError
 from edge_llm.events import Accepted, Event, Failed, Finished, Text
 from edge_llm.request import Request, Sampling
-from edge_llm.tokenizer import Tokenizer
-from tests.fake_executor import END, VOCAB, FakeExecutor, spelling
-from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
+from tests.fake_executor import TOKENIZER, VOCAB, FakeExecutor, spelling
 
-TOKENIZER = Tokenizer(
-    tiny_tokenizer().to_str().encode(),
-    json.dumps(
-        {
-            "bos_token_id": None,
-            "eos_token_ids": [END],
-            "add_bos": False,
-            "bos_token": "",
-            "eos_token": "<|im_end|>",
-        }
-    ).encode(),
-    CHAT_TEMPLATE,
-)
 E = TypeVar("E", bound=Event)
 
 
@@ -125,7 +109,7 @@ def test_an_answer_is_accepted_streamed_and_finished() -> None:
 
 
 def test_the_end_token_ends_an_answer_and_is_not_text() -> None:
-    executor = FakeExecutor(spelling("Paris, é😀.", TOKENIZER))
+    executor = FakeExecutor(spelling("Paris, é😀."))
     with engine_of(executor) as engine:
         finished = answer(engine, raw("France?<|endoftext|>", max_tokens=None))
         assert (finished.text, finished.reason) == ("Paris, é😀.", "stop")
@@ -134,14 +118,14 @@ def test_the_end_token_ends_an_answer_and_is_not_text() -> None:
 
 def test_a_chat_goes_through_the_template() -> None:
     newline = TOKENIZER.encode("\n")[0]
-    with engine_of(FakeExecutor(spelling("Rome.", TOKENIZER, newline))) as engine:
+    with engine_of(FakeExecutor(spelling("Rome.", newline))) as engine:
         messages = ({"role": "user", "content": "Italy?"},)
         assert answer(engine, Request(messages=messages)).text == "Rome."
         assert answer(engine, Request(prompt="Italy?")).text == "Rome."
 
 
 def test_a_stop_string_ends_an_answer_and_no_part_of_it_is_told() -> None:
-    with engine_of(FakeExecutor(spelling("One. Two. Three.", TOKENIZER))) as engine:
+    with engine_of(FakeExecutor(spelling("One. Two. Three."))) as engine:
         client = Client()
         engine.submit(raw("Count:<|endoftext|>", None, stop=(". Thr", "Z")), client)
         assert client.finished().text == "One. Two"
@@ -153,7 +137,7 @@ def test_a_stop_string_ends_an_answer_and_no_part_of_it_is_told() -> None:
 
 
 def test_what_only_began_like_a_stop_string_is_told_at_the_end() -> None:
-    with engine_of(FakeExecutor(spelling("One. Tw", TOKENIZER))) as engine:
+    with engine_of(FakeExecutor(spelling("One. Tw"))) as engine:
         assert answer(engine, raw("Count:<|endoftext|>", None, stop=(". Two",))).text == "One. Tw"
 
 

@@ -1,0 +1,73 @@
+"""``edge-llm chat``: a conversation at the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import edge_llm
+from edge_llm.commands import options
+from edge_llm.errors import RequestError
+
+if TYPE_CHECKING:
+    from edge_llm.model import Model
+
+
+@click.command()
+@options.FILE
+@click.option("--system", metavar="TEXT", help="What the model is told to be.")
+@options.generation
+@options.THREADS
+@options.CONTEXT
+def chat(
+    file: str, system: str | None, threads: int | None, context: int | None, **generation: Any
+) -> None:
+    """Talk with a model; it remembers the conversation.
+
+    /reset forgets it, /quit or Ctrl-D ends, Ctrl-C interrupts an answer.
+
+    \b
+      edge-llm chat smollm2.edge --temperature 0.7 --system "You water plants."
+    """
+    with contextlib.suppress(ImportError):  # input() then has history and line editing
+        import readline  # noqa: F401
+    with edge_llm.load(file, threads, context) as model:
+        start = [] if system is None else [{"role": "system", "content": system}]
+        messages = list(start)
+        while True:
+            try:
+                line = input("> ").strip()
+            except EOFError:
+                click.echo()
+                return
+            if line == "/quit":
+                return
+            if line == "/reset":
+                messages = list(start)
+            elif line:
+                messages = _turn(model, messages, line, generation)
+
+
+def _turn(
+    model: Model, messages: list[dict[str, str]], line: str, generation: dict[str, Any]
+) -> list[dict[str, str]]:
+    """Asks and prints the answer; returns the conversation as it is then."""
+    asked = [*messages, {"role": "user", "content": line}]
+    try:
+        answer = model.generate(messages=asked, **generation)
+        try:
+            for piece in answer:
+                click.echo(piece.encode(), nl=False)
+        except KeyboardInterrupt:
+            answer.cancel()
+            for piece in answer:
+                click.echo(piece.encode(), nl=False)
+        click.echo()
+    except RequestError as error:
+        advice = ": /reset starts again" if error.status == 413 else ""
+        click.echo(f"error: {error}{advice}", err=True)
+        return messages
+    assert answer.finished is not None  # the iteration is over
+    return [*asked, {"role": "assistant", "content": answer.finished.text}]

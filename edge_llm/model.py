@@ -1,0 +1,166 @@
+"""A model ready to answer: what :func:`edge_llm.load` gives, and what the transports serve.
+
+with edge_llm.load("smollm2-rpi5.edge", threads=4) as model:
+    print("".join(model.generate("What is the capital of France?", max_tokens=32)))
+    logits = model.logits(model.tokenizer.encode("The capital of France is").ids)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as HFTokenizer
+
+from edge_llm.answer import Answer
+from edge_llm.artifact import Artifact
+from edge_llm.batch import StepExecutor
+from edge_llm.cpu import check_target, host
+from edge_llm.engine import Engine
+from edge_llm.errors import RequestError
+from edge_llm.manifest import Manifest
+from edge_llm.memory import trim
+from edge_llm.request import Message, Request, Sampling
+from edge_llm.tokenizer import Tokenizer
+
+
+class Model:
+    """A compiled model with its engine; make one with :func:`load`.
+
+    Args:
+        artifact: the opened file.
+        executor: runs its steps.
+        tokenizer: of the same file.
+
+    Attributes:
+        manifest: what the artifact says about itself.
+        sha256: of the manifest, which names the artifact among all others.
+        engine: answers requests; transports submit to it.
+        tokenizer: the Hugging Face ``tokenizers.Tokenizer``.
+    """
+
+    def __init__(self, artifact: Artifact, executor: StepExecutor, tokenizer: Tokenizer) -> None:
+        self.manifest: Manifest = artifact.manifest
+        self.sha256 = artifact.sha256
+        self.tokenizer: HFTokenizer = tokenizer.hf
+        self.engine = Engine(executor, tokenizer)
+        self._artifact = artifact
+        self._tokenizer = tokenizer
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        raw: bool = False,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Answer:
+        """Answers a prompt, or the last message of a conversation.
+
+        Args:
+            prompt: what a user says; with ``raw`` a text to be continued as it is.
+            messages: ``{"role": ..., "content": ...}``, oldest first, instead of a prompt.
+            raw: leave the chat template out.
+            max_tokens: tokens to generate at most; None goes on to the end of the context.
+            temperature: see :class:`edge_llm.request.Sampling`, as those that follow.
+            top_k: likewise.
+            top_p: likewise.
+            min_p: likewise.
+            repetition_penalty: likewise.
+            seed: likewise.
+            stop: a text, or several, that end the answer and are not part of it.
+
+        Returns:
+            An iterator over the answer's text.
+
+        Raises:
+            RequestError: a value out of range, a prompt that does not fit, an engine that is full.
+        """
+        request = Request(
+            prompt=prompt,
+            messages=None if messages is None else tuple(messages),
+            raw=raw,
+            max_tokens=max_tokens,
+            sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        )
+        return Answer(self.engine, request)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a raw text, with the token that begins a text where the model wants one."""
+        return self._tokenizer.encode(text)
+
+    def logits(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+        """The logits at every position of a sequence, float32 [n, vocab], as a new array.
+
+        Raises:
+            RequestError: no tokens, unknown ones, or more than the context holds.
+        """
+        ids = np.asarray(token_ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            message = f"token_ids must be a list of integers, not {ids.dtype} {list(ids.shape)}"
+            raise RequestError(400, "invalid_request", message, "token_ids")
+        return self.engine.logits(ids.tolist())
+
+    def close(self) -> None:
+        """Stops the engine and lets go of the artifact. Idempotent."""
+        self.engine.close()
+        self._artifact.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def load(
+    path: str | PathLike[str], threads: int | None, context: int | None, sequences: int
+) -> Model:
+    """See :func:`edge_llm.load`."""
+    with _hidden("torch"):
+        from edge_llm.executor import Executor
+    artifact = Artifact.open(path)
+    try:
+        check_target(artifact.manifest.target, host(), str(path))
+        tokenizer = Tokenizer.of(artifact)
+        trim()
+        executor = Executor(artifact, threads=threads, context=context, sequences=sequences)
+        return Model(artifact, executor, tokenizer)
+    except BaseException:
+        artifact.close()
+        raise
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Keeps a module that is not imported yet from being imported.
+
+    tvm_ffi imports torch wherever it finds it, and makes no use of it here: seconds and hundreds
+    of megabytes for nothing.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]

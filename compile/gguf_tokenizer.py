@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from compile.checkpoint import TokenizerFiles
 from compile.end_tokens import end_token_ids
 from compile.errors import CompileError, UnsupportedError
-from compile.foreign_errors import first_line
+from compile.foreign_errors import translated
 from compile.gguf_metadata import Metadata
 
 if TYPE_CHECKING:
@@ -91,18 +91,19 @@ def read_tokenizer(metadata: Metadata) -> TokenizerFiles:
     if len(ids) != len(tokens):
         raise CompileError(f"{metadata.path}: {len(tokens) - len(ids)} tokens are there twice")
     types = _types(metadata, len(tokens))
-    if kind == "gpt2":
-        tokenizer = _guarded(metadata, lambda: _byte_level(metadata, ids))
-        adds_bos = metadata.text(f"{PREFIX}pre", "default") in LLAMA3_NAMES
-    elif kind == "llama":
-        tokenizer = _guarded(metadata, lambda: _sentencepiece(metadata, ids, types))
-        adds_bos = True
-    else:
-        raise UnsupportedError(
-            f"{metadata.path}: tokenizer {kind!r}; supported are 'gpt2' and 'llama'"
-        )
-    _add_tokens(tokenizer, tokens, types)
-    return _files(metadata, tokenizer, tokens, types, adds_bos)
+    with translated(f"{metadata.path}: the tokenizer cannot be rebuilt"):
+        if kind == "gpt2":
+            tokenizer = _byte_level(metadata, ids)
+            adds_bos = metadata.text(f"{PREFIX}pre", "default") in LLAMA3_NAMES
+        elif kind == "llama":
+            tokenizer = _sentencepiece(metadata, ids, types)
+            adds_bos = True
+        else:
+            raise UnsupportedError(
+                f"{metadata.path}: tokenizer {kind!r}; supported are 'gpt2' and 'llama'"
+            )
+        _add_tokens(tokenizer, tokens, types)
+        return _files(metadata, tokenizer, tokens, types, adds_bos)
 
 
 def _types(metadata: Metadata, count: int) -> list[int]:
@@ -114,18 +115,6 @@ def _types(metadata: Metadata, count: int) -> list[int]:
     if len(types) != count:
         raise CompileError(f"{metadata.path}: {len(types)} token types for {count} tokens")
     return types
-
-
-def _guarded(metadata: Metadata, build: Callable[[], Tokenizer]) -> Tokenizer:
-    """Run the library, whose errors are plain ``Exception``, and say what it says in our words."""
-    try:
-        return build()
-    except CompileError:
-        raise
-    except Exception as error:
-        raise CompileError(
-            f"{metadata.path}: the tokenizer cannot be rebuilt: {first_line(error)}"
-        ) from error
 
 
 def _byte_level(metadata: Metadata, ids: dict[str, int]) -> Tokenizer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compile.checkpoint import ModelConfig, TokenizerFiles
 from compile.end_tokens import end_token_ids
 from compile.errors import CompileError
-from compile.foreign_errors import first_line
+from compile.foreign_errors import translated
 from compile.json_file import Settings, read_settings, read_text
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def read_tokenizer(folder: Path, config: Settings, model: ModelConfig) -> Tokeni
         chat_template=_chat_template(folder, settings),
         bos_token_id=bos,
         eos_token_ids=end_token_ids(ends, special),
-        add_bos=bos is not None and settings.flag("add_bos_token", _adds_bos(tokenizer, bos)),
+        add_bos=bos is not None and settings.flag("add_bos_token", _adds_bos(path, tokenizer, bos)),
         bos_token=bos_token,
         eos_token=eos_token or _first_text(tokenizer, ends),
     )
@@ -67,12 +67,8 @@ def read_tokenizer(folder: Path, config: Settings, model: ModelConfig) -> Tokeni
 def _load(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    try:
+    with translated(f"{path}: not a tokenizer"):
         return Tokenizer.from_str(read_text(path))
-    except CompileError:
-        raise
-    except Exception as error:  # the library raises nothing more particular
-        raise CompileError(f"{path}: not a tokenizer: {first_line(error)}") from error
 
 
 def _without_side_effects(tokenizer: Tokenizer) -> bytes:
@@ -86,9 +82,10 @@ def _without_side_effects(tokenizer: Tokenizer) -> bytes:
     return json.dumps(state, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _adds_bos(tokenizer: Tokenizer, bos: int) -> bool:
+def _adds_bos(path: Path, tokenizer: Tokenizer, bos: int) -> bool:
     """Whether the tokenizer as it came begins a text with ``bos``."""
-    ids: list[int] = tokenizer.encode("a").ids
+    with translated(f"{path}: the tokenizer cannot encode a text"):
+        ids: list[int] = tokenizer.encode("a").ids
     return ids[:1] == [bos]
 
 

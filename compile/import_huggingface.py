@@ -110,8 +110,7 @@ def _config(folder: Path, settings: Settings) -> ModelConfig:
     kv_heads = settings.integer("num_key_value_heads", heads)
     ffn = settings.integer("intermediate_size")
     vocab_size = settings.integer("vocab_size")
-    # float32 as every runtime uses it, and as a GGUF of the same model has it
-    norm_eps = float(np.float32(settings.number("rms_norm_eps", 1e-6)))
+    norm_eps = settings.number("rms_norm_eps", 1e-6)
     base = settings.section("rope_parameters").number(
         "rope_theta", settings.number("rope_theta", 10000.0)
     )
@@ -139,7 +138,7 @@ def _config(folder: Path, settings: Settings) -> ModelConfig:
         ffn=ffn,
         vocab_size=vocab_size,
         context=context,
-        norm_eps=norm_eps,
+        norm_eps=float(np.float32(norm_eps)),  # as a GGUF of the same model has it
         rope_frequencies=tuple(_rope_frequencies(settings, base, head_dim).tolist()),
         tied=settings.flag("tie_word_embeddings", False),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.errors import CompileError, UnsupportedError
-from compile.foreign_errors import first_line
+from compile.foreign_errors import translated
 from compile.json_file import read_settings
 
 SINGLE = "model.safetensors"
@@ -60,12 +60,8 @@ class SafetensorsFolder:
         tensor = self.tensors[name]
         import ml_dtypes  # noqa: F401 - from here on numpy knows bfloat16
 
-        try:
+        with translated(f"{tensor.path}: tensor {name!r} cannot be read"):
             values: NDArray[Any] = tensor.file.get_tensor(name)
-        except Exception as error:  # the library's error type, or numpy's
-            raise CompileError(
-                f"{tensor.path}: tensor {name!r} cannot be read: {first_line(error)}"
-            ) from error
         return values.astype(np.float32) if tensor.dtype == "BF16" else values
 
 
@@ -81,12 +77,14 @@ def _files(folder: Path) -> list[Path]:
                 f"{folder}: weights as pickle (.bin); convert them to safetensors"
             )
         raise CompileError(f"{folder}: {SINGLE} is missing")
-    names = set(read_settings(index).section("weight_map").values.values())
+    names: set[str] = set()
+    for name in read_settings(index).section("weight_map").values.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CompileError(f"{index}: {name!r} is not the name of a file in this folder")
+        names.add(name)
     if not names:
         raise CompileError(f"{index}: 'weight_map' is missing or empty")
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CompileError(f"{index}: {name!r} is not the name of a file in this folder")
         if not (folder / name).is_file():
             raise CompileError(f"{folder}: {name} is missing, the index lists it")
     return [folder / name for name in sorted(names)]
@@ -111,12 +109,10 @@ def _open(path: Path) -> dict[str, StoredTensor]:
             f"the file has {size}"
         )
     safe_open: Any = safetensors.safe_open  # has no types
-    try:
+    with translated(f"{path}: cut short or damaged"):
         handle = safe_open(path, framework="numpy")
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
         return {
             name: StoredTensor(path, handle, str(part.get_dtype()), tuple(part.get_shape()))
             for name, part in slices.items()
         }
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CompileError(f"{path}: cut short or damaged: {first_line(error)}") from error

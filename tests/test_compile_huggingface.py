@@ -287,7 +287,7 @@ WRONG = {
     "tokenizer.json is missing": without("tokenizer.json"),
     "tokenizer.json: not a tokenizer": with_text("tokenizer.json", "{}"),
     # the library panics over this one
-    "not a tokenizer: range end index": with_model(continuing_subword_prefix="much too long"),
+    "json: not a tokenizer: ": with_model(continuing_subword_prefix="much too long"),
     "outside the model's vocabulary": lambda folder: change(
         folder / "tokenizer.json",
         added_tokens=[

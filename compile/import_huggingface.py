@@ -129,7 +129,7 @@ def _config(folder: Path, settings: Settings) -> ModelConfig:
     )
     return ModelConfig(
         family="llama",
-        name=settings.text("_name_or_path", "") or folder.resolve().name,
+        name=folder.resolve().name,
         layers=layers,
         width=width,
         heads=heads,

@@ -39,8 +39,8 @@ def test_a_gguf_and_a_folder_of_one_model_are_equal(
     tmp_path: Path, quantization: str, tied: bool
 ) -> None:
     write_tiny_gguf(tmp_path / "m.gguf", quantization=quantization, tied=tied)
-    write_tiny_huggingface(tmp_path / "m", quantization=quantization, tied=tied)
-    ours, theirs = open_checkpoint(tmp_path / "m.gguf"), open_checkpoint(tmp_path / "m")
+    write_tiny_huggingface(tmp_path / "Tiny", quantization=quantization, tied=tied)
+    ours, theirs = open_checkpoint(tmp_path / "m.gguf"), open_checkpoint(tmp_path / "Tiny")
     assert {**vars(ours.config), "license": None} == vars(theirs.config)
     assert list(ours.names()) == list(theirs.names())
     for name in ours.names():

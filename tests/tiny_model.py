@@ -290,7 +290,6 @@ def huggingface_config(model: TinyModel) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "_name_or_path": "Tiny",
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,

@@ -8,7 +8,7 @@ from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.isa import columns
-from compile.lower.cpu.memory import Array, Expr
+from compile.lower.cpu.memory import Array, Expr, local
 from compile.lower.cpu.vector import bind, halves, intrinsic, splat
 
 LANES = 4
@@ -16,45 +16,70 @@ BLOCK = (4, 16)
 BYTE_BIAS = 0
 layout = columns
 
-BYTES = columns.ROWS
+ROWS = columns.ROWS
+COLUMNS = columns.COLUMNS
+PER_PASS = 8  # columns of a 4-bit tile in one turn of the loop: enough code, and quickly compiled
+BYTES = ROWS  # of one column
 HALF = BYTES // 2
 
 
 def dot(bits: int, data: Array, parts: range, tokens: Sequence[Activations]) -> list[list[Expr]]:
     """See :mod:`compile.lower.cpu.isa`; always all 16 rows of the tile."""
-    if len(parts) * LANES != columns.ROWS:
+    if len(parts) * LANES != ROWS:
         raise ValueError("a tile of columns is multiplied whole")
     return (dot4 if bits == 4 else dot8)(data, tokens)
 
 
 def dot4(data: Array, tokens: Sequence[Activations]) -> list[list[Expr]]:
     """All 32 columns in 16 bits: the sum of (q-8)·a is below 2^15, what wraps on the way wraps back."""
-    sums = [
-        [splat(bind(T.cast(token.totals.load() * T.int32(-8), "int16")), HALF)] * 2
-        for token in tokens
-    ]
-    for j in range(columns.COLUMNS // 2):
-        w = bind(data.load(j * BYTES, BYTES))
-        low = bind(T.bitwise_and(w, splat(T.uint8(15), BYTES)))
-        high = bind(T.shift_right(w, splat(T.uint8(4), BYTES)))
-        for column, weights in ((2 * j, low), (2 * j + 1, high)):
-            for m, token in enumerate(tokens):
-                sums[m] = multiply_add(sums[m], weights, token.values.load(column))
-    return [[w for half in row for w in widen(half)] for row in sums]
+    sums = local("int16", len(tokens) * ROWS)
+    for m, token in enumerate(tokens):
+        start = splat(bind(T.cast(token.totals.load() * T.int32(-8), "int16")), HALF)
+        store_halves(sums, m, [start, start])
+    with T.serial(T.int32(COLUMNS // PER_PASS)) as i:
+        for j in range(PER_PASS // 2):
+            w = bind(data.load(i * (PER_PASS // 2 * BYTES) + j * BYTES, BYTES))
+            low = bind(T.bitwise_and(w, splat(T.uint8(15), BYTES)))
+            high = bind(T.shift_right(w, splat(T.uint8(4), BYTES)))
+            for half, weights in enumerate((low, high)):
+                column = i * PER_PASS + 2 * j + half
+                for m, token in enumerate(tokens):
+                    before = load_halves(sums, m)
+                    a = token.values.load(column)
+                    store_halves(sums, m, multiply_add(before, weights, a))
+    return [[w for half in load_halves(sums, m) for w in widen(half)] for m in range(len(tokens))]
 
 
 def dot8(data: Array, tokens: Sequence[Activations]) -> list[list[Expr]]:
     """Two columns reach 2·127·127 in 16 bits, then they are widened."""
-    sums = [[splat(T.int32(0), LANES)] * 4 for _ in tokens]
-    for j in range(0, columns.COLUMNS, 2):
-        pair = [bind(data.load((j + i) * BYTES, BYTES)) for i in range(2)]
+    sums = local("int32", len(tokens) * ROWS)
+    for i in range(len(tokens) * ROWS // LANES):
+        sums.store(i * LANES, splat(T.int32(0), LANES))
+    with T.serial(T.int32(COLUMNS // 2)) as j:
+        pair = [bind(data.load((2 * j + i) * BYTES, BYTES)) for i in range(2)]
         for m, token in enumerate(tokens):
             products = [splat(T.int16(0), HALF)] * 2
             for i, weights in enumerate(pair):
-                products = multiply_add(products, weights, token.values.load(j + i))
+                products = multiply_add(products, weights, token.values.load(2 * j + i))
             wide = [w for half in products for w in widen(half)]
-            sums[m] = [bind(s + w) for s, w in zip(sums[m], wide, strict=True)]
-    return sums
+            for part, w in enumerate(wide):
+                at = m * ROWS + part * LANES
+                sums.store(at, sums.load(at, LANES) + w)
+    return [
+        [bind(sums.load(m * ROWS + part * LANES, LANES)) for part in range(ROWS // LANES)]
+        for m in range(len(tokens))
+    ]
+
+
+def load_halves(sums: Array, m: int) -> list[Expr]:
+    """A token's 16 sums as 2 × int16x8."""
+    return [sums.load(m * ROWS + half * HALF, HALF) for half in range(2)]
+
+
+def store_halves(sums: Array, m: int, halves: list[Expr]) -> None:
+    """Keep a token's 16 sums."""
+    for half, value in enumerate(halves):
+        sums.store(m * ROWS + half * HALF, value)
 
 
 def multiply_add(sums: list[Expr], weights: Expr, a: Expr) -> list[Expr]:

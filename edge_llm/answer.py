@@ -8,6 +8,7 @@ print(answer.finished.reason)
 
 from __future__ import annotations
 
+import sys
 from queue import SimpleQueue
 
 from edge_llm.engine import Engine
@@ -64,4 +65,6 @@ class Answer:
             self._engine.cancel(self._ticket)
 
     def __del__(self) -> None:
-        self.cancel()
+        # While the interpreter ends, the engine's thread may be gone with its lock held.
+        if not sys.is_finalizing():
+            self.cancel()

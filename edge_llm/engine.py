@@ -17,6 +17,7 @@ in ``generation``::
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import threading
@@ -81,6 +82,8 @@ class Engine:
         self._dropped: set[int] = set()  # tickets cancelled before this step
         self._thread = threading.Thread(target=self._run, name="edge-llm-engine", daemon=True)
         self._thread.start()
+        # A process must not end while its threads are within the compiled code.
+        atexit.register(self.close)
 
     # From any thread.
 
@@ -160,6 +163,7 @@ class Engine:
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            atexit.unregister(self.close)
 
     def _check_room(self) -> None:
         if self._closed:

@@ -31,18 +31,26 @@ def _bad(name: str, message: str) -> RequestError:
 def _check_number(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _bad(name, f"{name} must be a number")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise _bad(name, f"{name} must be {_span(low, high)}, not {value}")
+    if not low <= value <= high:  # so is NaN, which compares with nothing
+        raise _bad(name, f"{name} must be {_span(low, high)}, not {_shown(value)}")
 
 
 def _check_integer(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _bad(name, f"{name} must be an integer")
     if not low <= value <= high:
-        raise _bad(name, f"{name} must be {_span(low, high)}, not {value}")
+        raise _bad(name, f"{name} must be {_span(low, high)}, not {_shown(value)}")
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return str(value)
 
 
 def _span(low: float, high: float) -> str:
+    if low == -math.inf:
+        return "a number"
     return f"at least {low}" if high == math.inf else f"between {low} and {high}"
 
 
@@ -70,7 +78,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, 0, math.inf)
+        _check_number("temperature", self.temperature, 0, 100)
         _check_integer("top_k", self.top_k, 0, math.inf)
         _check_number("top_p", self.top_p, 0, 1)
         _check_number("min_p", self.min_p, 0, 1)

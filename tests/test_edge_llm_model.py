@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +154,19 @@ def test_many_answers_at_once_are_those_of_one_at_a_time(tiny_artifact: TinyArti
         alone = ["".join(start(prompt, seed)) for seed, prompt in enumerate(prompts)]
         answers = [start(prompt, seed) for seed, prompt in enumerate(prompts)]
         assert ["".join(answer) for answer in answers] == alone
+
+
+def test_a_process_may_end_in_the_middle_of_an_answer(tiny_artifact: TinyArtifact) -> None:
+    code = (
+        "import edge_llm\n"
+        f"model = edge_llm.load({str(tiny_artifact())!r})\n"
+        "answer = model.generate('Hello')\n"
+        "next(answer)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_cannot_be_loaded_is_said_in_one_line(

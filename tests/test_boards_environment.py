@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from setup.boards import SetupError, arm64_sources, device_pins
 from tests.boards import CPUS, board_files, installed_project, run_on
 
 MEGABYTE = 1_000_000
@@ -31,6 +32,14 @@ print(json.dumps({
     "edge_llm": edge_llm.__file__,
     "sum": int(numpy.arange(1000, dtype=numpy.int32).sum()),
 }))
+"""
+
+# What `apt-get update --print-uris` prints, shortened.
+PRINTED = """
+'http://de.archive.vendor.example/ubuntu/dists/noble/InRelease' de.archive_noble_InRelease 0
+'http://de.archive.vendor.example/ubuntu/dists/noble/main/binary-arm64/Packages.xz' Packages 0
+'http://security.vendor.example/ubuntu/dists/noble-security/InRelease' security_InRelease 0
+'https://packages.example.org/apt/dists/cloud-noble/InRelease' cloud_InRelease 0
 """
 
 # AT_HWCAP (16) has ASIMDDP, the dot product, in bit 20.
@@ -68,6 +77,34 @@ def test_what_a_device_installs_stays_small(record_property: Callable[[str, obje
     print(f"{total / MEGABYTE:8.1f} MB  in all")
     record_property("device_bytes", total)
     assert total <= DEVICE_LIMIT
+
+
+def test_ubuntu_keeps_arm64_on_a_host_of_its_own() -> None:
+    release = {"ID": "ubuntu", "VERSION_CODENAME": "noble", "PRETTY_NAME": "Ubuntu 24.04 LTS"}
+    signed = "[arch=arm64 signed-by=/usr/share/keyrings/ubuntu-archive-keyring.gpg]"
+    assert arm64_sources(PRINTED, release) == [
+        f"deb {signed} http://ports.vendor.example/ubuntu-ports noble main",
+        f"deb {signed} http://ports.vendor.example/ubuntu-ports noble-security main",
+    ]
+
+
+def test_a_system_without_archives_is_told_so() -> None:
+    release = {"ID": "debian", "VERSION_CODENAME": "bookworm", "PRETTY_NAME": "Debian 12"}
+    with pytest.raises(SetupError, match="no archive of Debian 12"):
+        arm64_sources(PRINTED, release)
+
+
+def test_a_lock_is_read_for_the_boards_python() -> None:
+    lock = (
+        "# made by a tool\n"
+        "numpy==2.2.6 ; python_full_version < '3.11'\n"
+        "numpy==2.4.6 ; python_full_version >= '3.11'\n"
+        "hf-xet==1.8.0 ; platform_machine == 'aarch64'\n"
+        "colorama==0.4.6 ; sys_platform == 'win32'\n"
+        "click==8.5.1\n"
+    )
+    assert device_pins(lock, "3.10") == ["numpy==2.2.6", "hf-xet==1.8.0", "click==8.5.1"]
+    assert device_pins(lock, "3.12") == ["numpy==2.4.6", "hf-xet==1.8.0", "click==8.5.1"]
 
 
 def installed_sizes(*sites: Path) -> dict[str, int]:

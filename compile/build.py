@@ -1,7 +1,8 @@
 """From a TIR module to the shared object an artifact carries.
 
-LLVM, inside TVM, makes the object file; ``zig cc`` from the ``ziglang`` package compiles the
-thread layer and links both for the board's architecture and C library. No system compiler.
+LLVM, inside TVM, makes the object file; ``zig cc`` from the ``ziglang`` package compiles the entry
+point and the thread layer and links all for the board's architecture and C library. No system
+compiler, and on the device nothing but its C library.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tvm.target.codegen import llvm_version_major
 from compile.errors import CompileError
 from targets import Target
 
-THREADS_SOURCE = Path(__file__).parent / "lower" / "cpu" / "threads.c"
+SOURCES = tuple(Path(__file__).parent / "lower" / "cpu" / name for name in ("entry.c", "threads.c"))
 LINK_TIMEOUT = 300  # seconds; the first link for an architecture also builds its C library stubs
 
 
@@ -57,13 +58,13 @@ def build(module: IRModule, target: Target) -> bytes:
 
 
 def link(object_file: Path, library: Path, target: Target) -> None:
-    """Link an object file and the thread layer into a shared object for ``target``."""
+    """Link an object file, the entry point and the thread layer into a shared object for ``target``."""
     command = [
         *(sys.executable, "-m", "ziglang", "cc"),
         *("-target", f"{target.triple}.{target.glibc}"),
         *("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-s"),
-        *("-Wl,-soname,code.so", "-o", str(library), str(object_file), str(THREADS_SOURCE)),
-        "-lpthread",
+        *("-Wl,-soname,code.so", "-Wl,-z,defs", "-o", str(library)),
+        *(str(object_file), *map(str, SOURCES), "-lpthread"),
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LINK_TIMEOUT)

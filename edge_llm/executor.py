@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import tvm_ffi
 from numpy.typing import NDArray
 
 from edge_llm.artifact import Artifact
@@ -62,8 +61,7 @@ class Executor:
         self._cache = _zeros(self.pages * execution.page_bytes)
         self._workspace = _zeros(execution.workspace_bytes)
         self._logits = np.zeros((sequences, self._columns), np.float32)
-        self._library, functions = _load(artifact)
-        self._decode, self._prefill = functions
+        self._library = _load(artifact)
         error = self._library.edge_threads_start(self.threads)
         if error:
             raise EdgeLLMError(f"cannot start {self.threads} threads: {os.strerror(error)}")
@@ -76,7 +74,6 @@ class Executor:
             logits = np.empty((wanted, self._columns), np.float32)
         else:
             logits = self._logits
-        function = self._decode if rows == 1 else self._prefill
         arrays = [
             np.ascontiguousarray(array, np.int32)
             for array in (
@@ -87,18 +84,11 @@ class Executor:
                 batch.wanted,
             )
         ]
-        function(
-            _pointer(self._weights),
-            _pointer(self._cache),
-            _pointer(self._workspace),
-            *(_pointer(array) for array in arrays),
-            _pointer(logits),
-            rows,
-            wanted,
-            batch.tables.shape[1],
-            self.pages,
-            self.threads,
-        )
+        memory = (self._weights, self._cache, self._workspace, *arrays, logits)
+        pointers = (ctypes.c_void_p * len(memory))(*(array.ctypes.data for array in memory))
+        numbers = (rows, wanted, batch.tables.shape[1], self.pages, self.threads)
+        if self._library.edge_step(pointers, (ctypes.c_int32 * len(numbers))(*numbers)):
+            raise EdgeLLMError(f"the compiled step failed: {self._library.edge_error().decode()}")
         return logits[:wanted, : self.vocab_size]
 
     def close(self) -> None:
@@ -138,12 +128,8 @@ def _zeros(size: int) -> NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
 
 
-def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
-
-
-def _load(artifact: Artifact) -> tuple[ctypes.CDLL, tuple[tvm_ffi.Function, tvm_ffi.Function]]:
-    """The artifact's shared object and its two steps.
+def _load(artifact: Artifact) -> ctypes.CDLL:
+    """The artifact's shared object (its functions: compile/lower/cpu/entry.c, threads.c).
 
     The loader wants a file by name: it is written into a private directory that is gone before
     this returns, while the mapping stays.
@@ -152,9 +138,10 @@ def _load(artifact: Artifact) -> tuple[ctypes.CDLL, tuple[tvm_ffi.Function, tvm_
         with tempfile.TemporaryDirectory(prefix="edge-llm-") as folder:
             path = Path(folder) / "code.so"
             path.write_bytes(artifact.entry("code.so"))
-            module = tvm_ffi.load_module(str(path))
             library = ctypes.CDLL(str(path))
-        return library, (module["decode"], module["prefill"])
-    except (OSError, RuntimeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        library.edge_error.restype = ctypes.c_char_p
+        library.edge_step.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        return library
+    except (OSError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
         raise ArtifactError(f"{artifact.path}: code.so cannot be loaded: {reason}") from None

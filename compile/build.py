@@ -44,7 +44,7 @@ def build(module: IRModule, target: Target) -> bytes:
     Raises:
         CompileError: the linker failed; the message holds its first line.
     """
-    description = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
+    description: dict[str, object] = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.cpu}
     if target.attributes:
         description["mattr"] = list(target.attributes)
     logging.getLogger("tvm").setLevel(logging.ERROR)
@@ -58,7 +58,7 @@ def build(module: IRModule, target: Target) -> bytes:
 
 
 def link(object_file: Path, library: Path, target: Target) -> None:
-    """Link an object file, the entry point and the thread layer into a shared object for ``target``."""
+    """Link an object file, the entry point and the thread layer into a shared object."""
     command = [
         *(sys.executable, "-m", "ziglang", "cc"),
         *("-target", f"{target.triple}.{target.glibc}"),

@@ -8,4 +8,4 @@ class CompileError(Exception):
 
 
 class UnsupportedError(CompileError):
-    """A model, tensor type or setting that is well-formed but not supported; the message names it."""
+    """A model, tensor type or setting that is well-formed but not supported; it is named."""

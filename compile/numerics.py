@@ -55,7 +55,8 @@ def fma(a: Any, b: Any, c: Any) -> F32:
     inexact_and_even = (error != 0) & (bits & 1 == 0)
     away = np.where((error > 0) == (total > 0), 1, -1)
     odd = np.where(inexact_and_even, bits + away, bits).view(np.float64)
-    return odd.astype(np.float32)
+    rounded: F32 = odd.astype(np.float32)
+    return rounded
 
 
 def exp(x: F32) -> F32:
@@ -79,7 +80,8 @@ def add_lanes(partial: F32) -> F32:
     while partial.shape[-1] > 1:
         half = partial.shape[-1] // 2
         partial = partial[..., :half] + partial[..., half:]
-    return partial[..., 0]
+    total: F32 = partial[..., 0]
+    return total
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
@@ -89,7 +91,8 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
         lanes = x[..., column : column + LANES]
         partial = fma(lanes, lanes, partial)
     mean = add_lanes(partial) / np.float32(x.shape[-1])
-    return x * (np.float32(1) / np.sqrt(mean + np.float32(eps)))[..., None] * weight
+    inverse: F32 = np.float32(1) / np.sqrt(mean + np.float32(eps))
+    return x * inverse[..., None] * weight
 
 
 def quantize_activations(x: F32) -> tuple[NDArray[np.int8], F32]:

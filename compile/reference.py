@@ -41,7 +41,8 @@ class Exact:
     """float32 throughout, weights dequantized."""
 
     def norm(self, x: F32, weight: F32, eps: float) -> F32:
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(eps)) * weight
+        root: F32 = np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(eps))
+        return x / root * weight
 
     def linear(self, x: F32, weight: Tensor) -> F32:
         return x @ dequantized(weight).T
@@ -52,7 +53,8 @@ class Exact:
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
     def gate(self, gate: F32, up: F32) -> F32:
-        return (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+        sigmoid: F32 = 1 / (1 + np.exp(-gate))
+        return gate * sigmoid * up
 
     def attention(self, q: F32, k: F32, v: F32) -> F32:
         n, heads, head_dim = q.shape
@@ -60,8 +62,8 @@ class Exact:
         score = np.einsum("nhd,thd->hnt", q, k) / np.float32(np.sqrt(head_dim))
         score = np.where(np.tri(n, dtype=bool), score, np.float32(-np.inf))
         p = np.exp(score - score.max(-1, keepdims=True))
-        out = np.einsum("hnt,thd->nhd", p / p.sum(-1, keepdims=True), v)
-        return out.reshape(n, -1).astype(np.float32)
+        out: F32 = np.einsum("hnt,thd->nhd", p / p.sum(-1, keepdims=True), v)
+        return out.reshape(n, -1)
 
 
 class Device:
@@ -72,7 +74,9 @@ class Device:
 
     def linear(self, x: F32, weight: Tensor) -> F32:
         if not isinstance(weight, Q4 | Q8):
-            raise CompileError("device arithmetic needs quantized weights: quantize the model first")
+            raise CompileError(
+                "device arithmetic needs quantized weights: quantize the model first"
+            )
         return numerics.linear(*numerics.quantize_activations(x), weight)
 
     def rotate(self, x: F32, cos: F32, sin: F32) -> F32:

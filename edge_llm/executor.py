@@ -1,4 +1,4 @@
-"""The compiled model: an artifact's code, its weights where they are mapped, and the memory of a run.
+"""The compiled model: an artifact's code and mapped weights, and the memory of a run.
 
 One :meth:`Executor.step` is one call into the code, which runs its own threads. Everything that
 reaches the code as an index is checked before: the code itself checks nothing.
@@ -14,6 +14,7 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,17 +75,10 @@ class Executor:
             logits = np.empty((wanted, self._columns), np.float32)
         else:
             logits = self._logits
-        arrays = [
-            np.ascontiguousarray(array, np.int32)
-            for array in (
-                batch.tokens,
-                batch.positions,
-                batch.sequences,
-                batch.tables,
-                batch.wanted,
-            )
-        ]
-        memory = (self._weights, self._cache, self._workspace, *arrays, logits)
+        arrays = (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted)
+        memory: list[NDArray[Any]] = [self._weights, self._cache, self._workspace]
+        memory += [np.ascontiguousarray(array, np.int32) for array in arrays]
+        memory.append(logits)
         pointers = (ctypes.c_void_p * len(memory))(*(array.ctypes.data for array in memory))
         numbers = (rows, wanted, batch.tables.shape[1], self.pages, self.threads)
         if self._library.edge_step(pointers, (ctypes.c_int32 * len(numbers))(*numbers)):

@@ -23,6 +23,7 @@ from edge_llm.errors import ArtifactError
 from edge_llm.schema import Bytes, Count, Digest, Length, Name, Pattern, Range, Text
 
 FORMAT = 1
+Dtype = Literal["uint8", "int8", "float16", "int32", "float32"]
 TENSOR_ALIGNMENT = 64  # bytes; a cache line of every target
 ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "int32": 4, "float32": 4}
 
@@ -137,7 +138,7 @@ class Tensor:
     """One array in weights.bin as it is stored; ``layout`` says what its bytes mean."""
 
     name: Name
-    dtype: Literal["uint8", "int8", "float16", "int32", "float32"]
+    dtype: Dtype
     shape: Annotated[tuple[Count, ...], Length(8)]
     offset: Bytes  # in weights.bin
     size: Bytes  # bytes: items of the shape times the size of one

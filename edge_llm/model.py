@@ -7,7 +7,7 @@ with edge_llm.load("smollm2-rpi5.edge", threads=4) as model:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
 

@@ -1,6 +1,6 @@
 """Logits of an artifact, step by step: run on the workstation and on emulated boards alike.
 
-    python device_logits.py model.edge 1,2,3,4 --chunk 2 --threads 1 out.npy
+python device_logits.py model.edge 1,2,3,4 --chunk 2 --threads 1 out.npy
 """
 
 from __future__ import annotations
@@ -43,4 +43,6 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("out", type=Path)
     a = parser.parse_args()
-    np.save(a.out, device_logits(a.artifact, [int(t) for t in a.tokens.split(",")], a.chunk, a.threads))
+    np.save(
+        a.out, device_logits(a.artifact, [int(t) for t in a.tokens.split(",")], a.chunk, a.threads)
+    )

@@ -1,7 +1,7 @@
 """Small functions around the CPU kernels, compiled in this process and called with numpy arrays.
 
-    product = Kernel("x86-64-v3", emit, sources, outputs)
-    product(a, b, out)
+product = Kernel("x86-64-v3", emit, sources, outputs)
+product(a, b, out)
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Argument:
     """A pointer argument, to be seen as arrays of any type."""
 
     def __init__(self, name: str) -> None:
-        self._pointer = Pointer(name)
+        self.pointer = Pointer(name)
 
     def declare(self) -> None:
         for dtype in VIEWS:
-            self._pointer.view(dtype)
+            self.pointer.view(dtype)
 
     def array(self, dtype: str) -> Array:
-        return self._pointer.array(dtype)
+        return self.pointer.array(dtype)
 
 
 class Kernel:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from tests.boards import CPUS, run_on
 from tests.conftest import Smollm2Artifact, TinyArtifact
 from tests.device_logits import device_logits

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.kernels import Argument, Kernel, aligned, runnable_targets, zeros
 from tvm.tirx.script.builder import ir as T
 
 from compile import numerics
@@ -25,6 +24,7 @@ from compile.lower.cpu.pack import side_by_side
 from compile.lower.cpu.tile import Tiles, multiply
 from compile.quantize import quantize4, quantize8
 from targets import TARGETS
+from tests.kernels import Argument, Kernel, aligned, runnable_targets, zeros
 
 TARGET_NAMES = runnable_targets()
 COLUMNS = 128
@@ -150,7 +150,7 @@ def test_cache_gives_back_what_it_was_given(target: str) -> None:
     layout = PageLayout(64)
 
     def emit(source: Argument, memory: Argument, keys: Argument, values: Argument) -> None:
-        cache = Cache(isa, memory, layout, 1, T.int32(1))
+        cache = Cache(isa, memory.pointer, layout, 1, T.int32(1))
         page = cache.page(T.int32(0), T.int32(0), T.int32(0))
         with T.serial(T.int32(16)) as slot, T.serial(T.int32(2)) as group:
             lanes = source.array("float32").at((slot * 2 + group) * 32)
@@ -160,10 +160,10 @@ def test_cache_gives_back_what_it_was_given(target: str) -> None:
         tiles = page.keys
         with T.serial(T.int32(16)) as slot:
             for group in range(2):
-                scale, lanes = page.value(slot, group)
+                scale, read = page.value(slot, group)
                 for half in range(2):
                     at = (slot * 2 + group) * 32 + half * 16
-                    values.array("float32").store(at, lanes[half] * vector.splat(scale))
+                    values.array("float32").store(at, read[half] * vector.splat(scale))
                 read_key_group(isa, tiles, slot, group, keys.array("float32"))
 
     random = np.random.default_rng(7)
@@ -189,7 +189,7 @@ def read_key_group(isa: Any, tiles: Tiles, slot: Expr, group: int, out: Array) -
 
 @pytest.mark.parametrize("layout", ["quads", "columns"])
 def test_packed_weights_are_where_offsets_say(layout: str) -> None:
-    module = next(isa.layout for isa in ISAS.values() if isa.layout.NAME == layout)
+    module = next(isa.layout for isa in ISAS.values() if layout == isa.layout.NAME)
     q = np.random.default_rng(8).integers(0, 16, (32, 64)).astype(np.uint8)
     four, eight = module.pack4(q), module.pack8(q)
     for row in range(32):

@@ -18,7 +18,11 @@ floats = st.floats(-(2.0**50), 2.0**50, width=32).filter(lambda x: x == 0 or abs
 def rounded(exact: Fraction) -> np.float32:
     """The float32 nearest to an exact number, ties to even, by comparing neighbours."""
     near = np.float32(float(exact))
-    candidates = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    candidates = [
+        np.nextafter(near, np.float32(-np.inf)),
+        near,
+        np.nextafter(near, np.float32(np.inf)),
+    ]
 
     def order(x: np.float32) -> tuple[Fraction, int]:
         return abs(Fraction(float(x)) - exact), int(x.view(np.int32)) & 1

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.conftest import TinyArtifact
-from tests.device_logits import device_logits
-from tests.kernels import runnable_targets
-from tests.tiny_model import write_tiny_gguf, write_tiny_huggingface
 
 from compile.errors import CompileError, UnsupportedError
 from compile.importer import open_checkpoint
@@ -22,6 +19,10 @@ from edge_llm.batch import Batch
 from edge_llm.errors import ConfigError
 from edge_llm.executor import Executor
 from targets import TARGETS
+from tests.conftest import TinyArtifact
+from tests.device_logits import device_logits
+from tests.kernels import runnable_targets
+from tests.tiny_model import write_tiny_gguf, write_tiny_huggingface
 
 TOKENS = [int(t) for t in np.random.default_rng(9).integers(0, 320, 37)]
 
@@ -34,7 +35,14 @@ MODELS: dict[str, tuple[dict[str, object], list[str]]] = {
         ["--group", "64", "--asymmetric", "--head-bits", "4"],
     ),
     "F16-group-128-head-dim-64": (
-        {"quantization": "F16", "width": 128, "ffn": 256, "heads": 4, "kv_heads": 4, "head_dim": 64},
+        {
+            "quantization": "F16",
+            "width": 128,
+            "ffn": 256,
+            "heads": 4,
+            "kv_heads": 4,
+            "head_dim": 64,
+        },
         ["--group", "128", "--head-bits", "4"],
     ),
 }
@@ -101,7 +109,7 @@ def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) 
             "tables": [[0, 1]],
             "wanted": [1],
         }
-        bad = {
+        bad: dict[str, list[Any]] = {
             "tokens": [[1, 320], [-1, 2], []],
             "positions": [[0, 32], [-1, 0], [0]],
             "sequences": [[0, 1], [0]],

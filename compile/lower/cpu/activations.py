@@ -11,7 +11,6 @@ from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.vector import (
     LANES,
     bind,
-    constant,
     intrinsic,
     max_lanes,
     rint,
@@ -77,5 +76,3 @@ def quantize(first: Expr, second: Expr) -> tuple[tuple[Expr, Expr], Expr]:
 def magnitude(x: Expr) -> Expr:
     """|x| of 16 lanes."""
     return intrinsic("llvm.fabs", "float32x16", x)
-
-

@@ -10,7 +10,7 @@ from compile.lower.cpu.vector import LANES, add_lanes, bind, constant, fma, spla
 
 
 def normalize(x: Array, weight: Array, eps: float, out: Activations) -> None:
-    """float32 ``x`` [width] times its inverse root mean square times ``weight``, to ``out``'s row."""
+    """float32 ``x`` [width] over its root mean square times ``weight``, into a row of ``out``."""
     width = out.columns
     squares = local("float32", LANES)
     squares.store(0, constant(0.0))

@@ -212,7 +212,9 @@ class Plan:
             attended=quantized("attended", MAX_ROWS, heads),
             gated=quantized("gated", MAX_ROWS, config.ffn),
             scores=layout.add("scores", "float32", (MAX_THREADS, self.padded_context)),
-            tile_sums=layout.add("tile_sums", "float32", (MAX_THREADS, UNIT_TILES * MAX_BLOCK * ROWS)),
+            tile_sums=layout.add(
+                "tile_sums", "float32", (MAX_THREADS, UNIT_TILES * MAX_BLOCK * ROWS)
+            ),
             size=layout.size,
         )
 
@@ -250,9 +252,7 @@ class Plan:
             form,
             layout.add(name, "uint8", data, f"{self.layout}{form.bits}"),
             layout.add(f"{name}.scales", "float16", scales, "rows16"),
-            None
-            if form.symmetric
-            else layout.add(f"{name}.minimums", "float16", scales, "rows16"),
+            None if form.symmetric else layout.add(f"{name}.minimums", "float16", scales, "rows16"),
         )
 
     def check(self) -> None:

@@ -90,4 +90,6 @@ def fuse(operations: tuple[Operation, ...]) -> tuple[Stage, ...]:
                 ProjectAndAdd(wd, of_gate=True),
             )
     kinds = ", ".join(type(op).__name__ for op in operations)
-    raise UnsupportedError(f"no CPU stages cover a layer of {kinds}: extend compile.lower.cpu.stages")
+    raise UnsupportedError(
+        f"no CPU stages cover a layer of {kinds}: extend compile.lower.cpu.stages"
+    )

@@ -25,7 +25,7 @@ from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.memory import Array, Expr, Pointer
 from compile.lower.cpu.norm import normalize
 from compile.lower.cpu.plan import MatrixPlan, Plan, Region, matrix_stages
-from compile.lower.cpu.stages import Attend, GateAndUp, ProjectAndAdd, ProjectAndCache, Stage
+from compile.lower.cpu.stages import Attend, GateAndUp, ProjectAndAdd, ProjectAndCache
 from compile.lower.cpu.tile import ROWS, Tiles, multiply
 from compile.lower.cpu.vector import LANES, bind, fma, silu
 
@@ -114,12 +114,12 @@ class Step:
             weights,
             Cache(isa, cache, plan.page, plan.config.kv_heads, pages),
             workspace,
-            *(pointer.array("int32") for pointer in arrays),
-            logits.array("float32"),
-            n,
-            m,
-            table_columns,
-            tasks,
+            **{name: pointer.array("int32") for name, pointer in zip(names, arrays, strict=True)},
+            logits=logits.array("float32"),
+            n=n,
+            m=m,
+            table_columns=table_columns,
+            tasks=tasks,
         )
 
     def run(self) -> None:
@@ -210,14 +210,14 @@ class Step:
     def project_and_add(self, stage: ProjectAndAdd, tiles: Tiles) -> None:
         """A product added to the residual stream."""
         source = self.quantized("gated" if stage.of_gate else "attended")
-        with self.stage() as task, self.share(self.plan.config.width // ROWS, task) as tile:
-            with self.blocks() as first:
+        units = self.plan.config.width // ROWS
+        with self.stage() as task, self.share(units, task) as tile, self.blocks() as first:
 
-                def add(m: int, row: int, sums: Expr) -> None:
-                    x = self.x(first + m).at(tile * ROWS + row)
-                    x.store(0, x.load(0, self.isa.LANES) + sums)
+            def add(m: int, row: int, sums: Expr) -> None:
+                x = self.x(first + m).at(tile * ROWS + row)
+                x.store(0, x.load(0, self.isa.LANES) + sums)
 
-                self.multiply(tiles.tile(tile), source, first, add)
+            self.multiply(tiles.tile(tile), source, first, add)
 
     def gate(self, stage: GateAndUp, tiles: Tiles, layer: Expr) -> None:
         """silu(gate) · up, 32 rows of each at a time: one group of the next product's input."""

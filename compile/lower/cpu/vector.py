@@ -7,6 +7,7 @@ product is therefore written as :func:`fma`, and no other sum has a product as i
 
 from __future__ import annotations
 
+import numpy as np
 from tvm.tirx.script.builder import ir as T
 
 from compile import numerics
@@ -30,7 +31,7 @@ def splat(value: Expr, lanes: int = LANES) -> Expr:
     return T.broadcast(value, lanes)
 
 
-def constant(value: float, lanes: int = LANES) -> Expr:
+def constant(value: float | np.float32, lanes: int = LANES) -> Expr:
     """A float32 constant in every lane."""
     return splat(T.float32(float(value)), lanes)
 

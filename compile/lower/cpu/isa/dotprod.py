@@ -23,9 +23,7 @@ def dot(bits: int, data: Array, parts: range, tokens: Sequence[Activations]) -> 
     """See :mod:`compile.lower.cpu.isa`."""
     loaded = [[bind(token.quads.load(4 * i, 4)) for i in range(2)] for token in tokens]
     sums = [
-        [
-            splat(bind(token.totals.load() * T.int32(-8)) if bits == 4 else T.int32(0), LANES)
-        ]
+        [splat(bind(token.totals.load() * T.int32(-8)) if bits == 4 else T.int32(0), LANES)]
         * len(parts)
         for token in tokens
     ]

@@ -31,7 +31,7 @@ def dot(bits: int, data: Array, parts: range, tokens: Sequence[Activations]) -> 
 
 
 def dot4(data: Array, tokens: Sequence[Activations]) -> list[list[Expr]]:
-    """All 32 columns in 16 bits: the sum of (q-8)·a is below 2^15, what wraps on the way wraps back."""
+    """All 32 columns in 16 bits: the sum of (q-8)·a fits, and what wraps on the way wraps back."""
     sums = local("int16", len(tokens) * ROWS)
     for m, token in enumerate(tokens):
         start = splat(bind(T.cast(token.totals.load() * T.int32(-8), "int16")), HALF)

@@ -45,10 +45,8 @@ def offset4(row: Expr, column: Expr) -> tuple[Expr, Expr]:
     return column // 8 * 64 + row * 4 + column % 4, column // 4 % 2 * 4
 
 
-def unsigned(
-    bits: int, data: Array, parts: range, width: int
-) -> list[tuple[int, int, Expr]]:
-    """(quad of columns, index of the part, unsigned bytes ``[row, column % 4]``), in memory order."""
+def unsigned(bits: int, data: Array, parts: range, width: int) -> list[tuple[int, int, Expr]]:
+    """(quad of columns, index of the part, unsigned bytes [row, column % 4]), in memory order."""
     loaded = []
     for j in range(4 if bits == 4 else 8):
         for index, part in enumerate(parts):

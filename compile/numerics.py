@@ -67,7 +67,8 @@ def exp(x: F32) -> F32:
     p = np.full_like(r, EXP_POLYNOMIAL[0])
     for c in EXP_POLYNOMIAL[1:]:
         p = fma(p, r, c)
-    return (p.view(np.int32) + (n.astype(np.int32) << 23)).view(np.float32)
+    scaled: F32 = (p.view(np.int32) + (n.astype(np.int32) << 23)).view(np.float32)
+    return scaled
 
 
 def silu(x: F32) -> F32:

@@ -41,7 +41,8 @@ class Exact:
     """float32 throughout, weights dequantized."""
 
     def norm(self, x: F32, weight: F32, eps: float) -> F32:
-        root: F32 = np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(eps))
+        mean: F32 = (x * x).mean(-1, keepdims=True)
+        root: F32 = np.sqrt(mean + np.float32(eps))
         return x / root * weight
 
     def linear(self, x: F32, weight: Tensor) -> F32:
@@ -53,8 +54,8 @@ class Exact:
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
     def gate(self, gate: F32, up: F32) -> F32:
-        sigmoid: F32 = 1 / (1 + np.exp(-gate))
-        return gate * sigmoid * up
+        product: F32 = gate / (np.float32(1) + np.exp(-gate)) * up
+        return product
 
     def attention(self, q: F32, k: F32, v: F32) -> F32:
         n, heads, head_dim = q.shape

@@ -54,8 +54,7 @@ class Exact:
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
     def gate(self, gate: F32, up: F32) -> F32:
-        product: F32 = gate / (np.float32(1) + np.exp(-gate)) * up
-        return product
+        return np.asarray(gate / (1 + np.exp(-gate)) * up, np.float32)
 
     def attention(self, q: F32, k: F32, v: F32) -> F32:
         n, heads, head_dim = q.shape

@@ -1,4 +1,4 @@
-"""What the device computes against float32 arithmetic on the same weights, over ordinary English."""
+"""What the device computes against float32 arithmetic on the same weights, over English text."""
 
 from __future__ import annotations
 

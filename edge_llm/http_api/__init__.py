@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP API on a Unix socket, or on loopback TCP where that is asked for."""

@@ -1,0 +1,68 @@
+"""Remembers what became of each request, because QoS 1 delivers some of them twice.
+
+memory.begin(key)                       # being answered: its duplicate gets 409
+memory.finish(key, reply, until)        # answered: its duplicate gets the same reply
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_llm.mqtt.messages import Key, Reply
+
+MAX_REPLIES = 1024
+MAX_BYTES = 4 << 20  # of all replies together
+
+
+@dataclass(frozen=True)
+class _Answered:
+    reply: Reply
+    until: float
+
+
+class Duplicates:
+    """Requests by client and correlation, the oldest forgotten first where there are too many."""
+
+    def __init__(self, max_replies: int = MAX_REPLIES, max_bytes: int = MAX_BYTES) -> None:
+        self._running: set[Key] = set()  # as many as the desk has in hand
+        self._answered: dict[Key, _Answered] = {}  # oldest first
+        self._bytes = 0
+        self._max_replies = max_replies
+        self._max_bytes = max_bytes
+
+    def running(self, key: Key) -> bool:
+        """Whether it is being answered."""
+        return key in self._running
+
+    def reply(self, key: Key, now: float) -> Reply | None:
+        """What it was answered, while that is remembered."""
+        answered = self._answered.get(key)
+        if answered is None:
+            return None
+        if answered.until <= now:
+            self._drop(key)
+            return None
+        return answered.reply
+
+    def begin(self, key: Key) -> None:
+        """It is being answered from now on."""
+        self._drop(key)
+        self._running.add(key)
+
+    def finish(self, key: Key, reply: Reply, until: float) -> None:
+        """It has been answered; its duplicates may come until that time."""
+        self.forget(key)
+        self._answered[key] = _Answered(reply, until)
+        self._bytes += len(reply.payload)
+        while len(self._answered) > self._max_replies or self._bytes > self._max_bytes:
+            self._drop(next(iter(self._answered)))
+
+    def forget(self, key: Key) -> None:
+        """It may be asked again as if it had never been."""
+        self._running.discard(key)
+        self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        answered = self._answered.pop(key, None)
+        if answered is not None:
+            self._bytes -= len(answered.reply.payload)

@@ -1,0 +1,302 @@
+"""A device on its broker: takes requests, sends answers, says how it is; comes back when it breaks.
+
+    service = Service(desk, config.mqtt, "kitchen", config.limits)
+    await service.run()         # until it is cancelled
+
+Everything here happens on the event loop's thread. What must arrive lies in the outbox until the
+broker has it; chunks are sent if the connection takes them, and dropped if not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from dataclasses import asdict
+
+from edge_llm import wire
+from edge_llm.board import temperature_celsius, throttled
+from edge_llm.config import Limits, Mqtt
+from edge_llm.desk import Desk, Stream
+from edge_llm.errors import RequestError
+from edge_llm.events import Accepted, Failed, Finished, Text
+from edge_llm.logs import fields
+from edge_llm.mqtt.backoff import Backoff
+from edge_llm.mqtt.coalescer import Coalescer
+from edge_llm.mqtt.connection import ConnectError, Connection, Terms
+from edge_llm.mqtt.duplicates import Duplicates
+from edge_llm.mqtt.intake import Asked, Cancel, Ignored, Refused, Rules, read_cancel, read_request
+from edge_llm.mqtt.messages import Address, Key, Message, Reply, Topics
+from edge_llm.mqtt.outbox import Outbox
+from edge_llm.wire import Body
+
+MAX_BUFFERED = 256 << 10  # bytes of chunks that the network has not taken; more are dropped
+PACKET_ROOM = 64 << 10  # bytes of a packet besides the payload, at most
+TICK_SECONDS = 1.0
+RETRY_LATER = (429, 503)  # statuses after which the same request may be sent again
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """See the module.
+
+    Args:
+        desk: answers the requests.
+        mqtt: where the broker is.
+        device: our name in topics.
+        limits: on requests.
+    """
+
+    def __init__(self, desk: Desk, mqtt: Mqtt, device: str, limits: Limits) -> None:
+        self._desk = desk
+        self._mqtt = mqtt
+        self._limits = limits
+        self._topics = Topics.of(device)
+        self._rules = Rules(
+            self._topics, mqtt.response_prefixes, limits.request_bytes, desk.card.name
+        )
+        self._boot = secrets.token_hex(8)
+        self._terms = Terms(
+            client_id=f"edge-llm-{device}",
+            keepalive_seconds=mqtt.keepalive_seconds,
+            session_seconds=limits.keep_seconds,
+            max_packet_bytes=limits.request_bytes + PACKET_ROOM,
+            will_topic=self._topics.status,
+            will=self._status("offline"),
+        )
+        self._connection: Connection | None = None
+        self._outbox = Outbox()
+        self._duplicates = Duplicates()
+        self._streams: dict[Key, Stream] = {}
+        self._answers: set[asyncio.Task[None]] = set()
+        self._said = ""
+        self._wake = asyncio.Event()
+        desk.watch(self._publish_status)
+
+    async def run(self) -> None:
+        """Connect and serve, again and again, until cancelled."""
+        backoff = Backoff()
+        url = self._mqtt.broker.url
+        while True:
+            lasted = 0.0
+            try:
+                connection = await Connection.open(self._mqtt.broker, self._terms, self)
+            except ConnectError as error:
+                reason = str(error)
+            else:
+                began = time.monotonic()
+                reason = await self._serve(connection)
+                lasted = time.monotonic() - began
+            pause = backoff.next(lasted)
+            log.warning(
+                "no connection to the broker",
+                extra=fields(broker=url, reason=reason, retry_seconds=round(pause, 1)),
+            )
+            await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        """Send what is ready, say that we are gone, and disconnect."""
+        for task in list(self._answers):
+            task.cancel()
+        await asyncio.gather(*self._answers, return_exceptions=True)
+        if self._connection is not None:
+            self._send_finals()
+            self._connection.publish(self._topics.status, self._status("offline"), 1, retain=True)
+            await self._connection.close()
+
+    # While there is a connection.
+
+    async def _serve(self, connection: Connection) -> str:
+        """Until the connection is lost; returns why."""
+        log.info("connected", extra=fields(broker=self._mqtt.broker.url))
+        self._connection = connection
+        self._outbox.window = connection.window
+        self._said = ""
+        connection.subscribe(self._topics.generate, self._topics.cancel)
+        self._publish_status()
+        next_metrics = 0.0
+        try:
+            while not connection.lost.done():
+                now = time.monotonic()
+                connection.tick()
+                if now >= next_metrics:
+                    next_metrics = now + self._mqtt.metrics_seconds
+                    connection.publish(self._topics.metrics, self._metrics(), 0, retain=True)
+                self._send_finals()
+                await self._sleep(connection, min(TICK_SECONDS, self._outbox.next_time() - now))
+            return connection.lost.result()
+        finally:
+            if connection.lost.done():
+                self._connection = None
+                self._outbox.lost()
+
+    async def _sleep(self, connection: Connection, seconds: float) -> None:
+        """Until something is to be sent, the connection is lost, or so many seconds."""
+        self._wake.clear()
+        woken = asyncio.ensure_future(self._wake.wait())
+        waiting: set[asyncio.Future[object]] = {woken, connection.lost}  # type: ignore[arg-type]
+        try:
+            await asyncio.wait(
+                waiting, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            woken.cancel()
+
+    def _send_finals(self) -> None:
+        connection = self._connection
+        while connection is not None and not connection.lost.done():
+            entry = self._outbox.take(time.monotonic())
+            if entry is None:
+                return
+            self._outbox.sent(connection.reply(entry.reply, qos=1), entry)
+
+    # What the connection tells (its Listener).
+
+    def received(self, message: Message) -> None:
+        """A client has published."""
+        if message.topic == self._topics.cancel:
+            self._cancel(message)
+        elif message.topic == self._topics.generate:
+            self._request(message)
+
+    def acknowledged(self, packet: int, delivered: bool) -> None:
+        """The broker has taken a publication."""
+        self._outbox.acknowledged(packet, delivered, time.monotonic())
+        self._wake.set()
+
+    # Requests.
+
+    def _request(self, message: Message) -> None:
+        decision = read_request(message, self._rules)
+        if isinstance(decision, Ignored):
+            log.warning("a request is ignored", extra=fields(reason=decision.reason))
+            return
+        now = time.monotonic()
+        if decision.expires is not None and decision.expires <= now:
+            return
+        key = decision.address.key
+        if isinstance(decision, Refused):
+            log.info("a request is refused", extra=fields(status=decision.error.status))
+            self._finish(decision.address, decision.error, decision.expires)
+        elif self._duplicates.running(key):
+            error = RequestError(409, "duplicate", "this request is being answered already")
+            self._send(decision.address, error.status, wire.error_body(error), decision.expires)
+        elif (reply := self._duplicates.reply(key, now)) is not None:
+            self._put(key, reply, now + self._limits.keep_seconds)
+        else:
+            self._duplicates.begin(key)
+            task = asyncio.ensure_future(self._answer(decision))
+            self._answers.add(task)
+            task.add_done_callback(self._answers.discard)
+
+    def _cancel(self, message: Message) -> None:
+        decision = read_cancel(message, self._rules)
+        if isinstance(decision, Ignored):
+            log.warning("a cancellation is ignored", extra=fields(reason=decision.reason))
+            return
+        for key, stream in self._streams.items():
+            if self._means(decision, key):
+                stream.cancel()
+
+    @staticmethod
+    def _means(cancel: Cancel, key: Key) -> bool:
+        return cancel.correlation == key[1] and cancel.topic in (None, key[0])
+
+    async def _answer(self, asked: Asked) -> None:
+        """From a request to its final reply."""
+        address, key = asked.address, asked.address.key
+        try:
+            async with self._desk.ask(asked.generate.request) as stream:
+                self._streams[key] = stream
+                await self._relay(asked, stream)
+        except RequestError as error:
+            self._finish(address, error, asked.expires)
+        except asyncio.CancelledError:
+            error = RequestError(503, "unavailable", "the service is stopping: try again later")
+            self._finish(address, error, asked.expires)
+            raise
+        except Exception:
+            log.exception("a request failed")
+            error = RequestError(500, "internal_error", "the request failed: see the device's log")
+            self._finish(address, error, asked.expires)
+        finally:
+            self._streams.pop(key, None)
+
+    async def _relay(self, asked: Asked, stream: Stream) -> None:
+        """Accepted, chunks of text as they are due, and the end."""
+        chunks = Coalescer()
+        while True:
+            event = await stream.next(chunks.wait(time.monotonic()))
+            over = isinstance(event, Finished | Failed)
+            if isinstance(event, Accepted):
+                self._send(asked.address, 202, wire.accepted_body(event.position), asked.expires)
+            elif isinstance(event, Text) and asked.generate.stream:
+                chunks.add(event.text)
+            text = chunks.take(time.monotonic(), last=over)
+            if text is not None:
+                body = wire.chunk_body(chunks.count, text)
+                self._send(asked.address, 200, body, asked.expires)
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                self._finished(asked, event, chunks.count)
+                return
+
+    def _finished(self, asked: Asked, finished: Finished, chunks: int) -> None:
+        if finished.reason != "expired":
+            self._finish(asked.address, wire.final_body(finished, chunks), asked.expires)
+        elif asked.expires is None:
+            error = RequestError(408, "timeout", "the answer took longer than the device allows")
+            self._finish(asked.address, error, None)
+        else:  # the client's own deadline: it wants nothing any more
+            self._duplicates.forget(asked.address.key)
+
+    # Replies.
+
+    def _finish(
+        self, address: Address, outcome: Body | RequestError, expires: float | None
+    ) -> None:
+        """The last reply to a request, kept until the broker has it."""
+        error = outcome if isinstance(outcome, RequestError) else None
+        status = 200 if error is None else error.status
+        body = outcome if not isinstance(outcome, RequestError) else wire.error_body(outcome)
+        until = expires or time.monotonic() + self._limits.keep_seconds
+        reply = Reply(address, status, body, expires)
+        if status in RETRY_LATER:
+            self._duplicates.forget(address.key)
+        else:
+            self._duplicates.finish(address.key, reply, until)
+        self._put(address.key, reply, until)
+
+    def _put(self, key: Key, reply: Reply, until: float) -> None:
+        self._outbox.put(key, reply, until)
+        self._wake.set()
+
+    def _send(self, address: Address, status: int, body: Body, expires: float | None) -> None:
+        """A reply that may be lost."""
+        connection = self._connection
+        if expires is not None and expires <= time.monotonic():
+            return
+        if connection is not None and connection.buffered < MAX_BUFFERED:
+            connection.reply(Reply(address, status, body, expires), qos=0)
+
+    # How we are.
+
+    def _publish_status(self) -> None:
+        said = "busy" if self._desk.active else "online"
+        if self._connection is not None and said != self._said:
+            self._said = said
+            self._connection.publish(self._topics.status, self._status(said), 1, retain=True)
+
+    def _status(self, said: str) -> bytes:
+        card = self._desk.card
+        return wire.encode(
+            {"status": said, "boot": self._boot, "model": card.name, "artifact": card.sha256}
+        )
+
+    def _metrics(self) -> bytes:
+        board = {"temperature_celsius": temperature_celsius(), "throttled": throttled()}
+        return json.dumps({**asdict(self._desk.metrics()), **board}).encode()

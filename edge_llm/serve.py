@@ -1,0 +1,103 @@
+"""``edge-llm serve`` from start to end: load, listen, test, answer until stopped, take leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import edge_llm
+from edge_llm.config import ServeConfig
+from edge_llm.desk import Card, Desk
+from edge_llm.errors import ConfigError
+from edge_llm.http_api.server import Server
+from edge_llm.logs import fields, start_logging
+from edge_llm.model import Model
+from edge_llm.mqtt.service import Service
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: ServeConfig) -> None:
+    """Answer requests until SIGTERM or SIGINT; EdgeLLMError where serving cannot begin."""
+    if config.mqtt is None and config.http.socket is None and config.http.listen is None:
+        if os.environ.get("LISTEN_PID") != str(os.getpid()):
+            raise ConfigError("nothing to serve on: give --mqtt, --socket or --http")
+    start_logging()
+    if config.mqtt is not None:
+        config.mqtt.broker.tls_context()  # a certificate that cannot be read is said now
+    model = edge_llm.load(
+        config.artifact, config.threads, config.context, sequences=config.sequences
+    )
+    asyncio.run(_serve(config, model))
+
+
+async def _serve(config: ServeConfig, model: Model) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    card = Card(Path(config.artifact).stem, model.sha256, model.engine.limit)
+    desk = Desk(model.engine, card, config.limits.request_seconds)
+    http: Server | None = None
+    service: Service | None = None
+    connecting: asyncio.Task[None] | None = None
+    try:
+        http = await Server.start(desk, config.http, config.limits.request_bytes)
+        tested = await desk.self_test()
+        log.info("ready", extra=fields(model=card.name, self_test=tested.prefill_seconds))
+        if config.mqtt is not None:
+            service = Service(desk, config.mqtt, config.device, config.limits)
+            connecting = asyncio.ensure_future(service.run())
+        notify("READY=1")
+        await wait_until(stopped, connecting)
+        notify("STOPPING=1")
+        log.info("stopping")
+        await desk.drain(config.limits.drain_seconds)
+    finally:
+        await desk.close()
+        if service is not None:
+            await service.close()
+        if connecting is not None:
+            connecting.cancel()
+            with suppress(asyncio.CancelledError):
+                await connecting
+        if http is not None:
+            await http.close()
+        model.close()
+
+
+async def wait_until(stopped: asyncio.Event, connecting: asyncio.Task[None] | None) -> None:
+    """Until we are told to stop, or the broker's service fails; systemd hears that we live."""
+    stop = asyncio.ensure_future(stopped.wait())
+    waiting: set[asyncio.Future[object]] = {stop}  # type: ignore[arg-type]
+    if connecting is not None:
+        waiting.add(connecting)  # type: ignore[arg-type]
+    beat = watchdog_seconds()
+    try:
+        while not any(future.done() for future in waiting):
+            await asyncio.wait(waiting, timeout=beat, return_when=asyncio.FIRST_COMPLETED)
+            notify("WATCHDOG=1")
+    finally:
+        stop.cancel()
+    if connecting is not None and connecting.done():
+        connecting.result()  # raises what it failed with
+
+
+def watchdog_seconds() -> float | None:
+    """Half of what systemd waits for a sign of life; None where it does not."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 2e6 if microseconds.isdigit() and int(microseconds) else None
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it started us (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path[:1] not in ("/", "@"):
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out, suppress(OSError):
+        out.sendto(state.encode(), address)

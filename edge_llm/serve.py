@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import edge_llm
-from edge_llm.config import ServeConfig
+from edge_llm.config import Http, ServeConfig
 from edge_llm.desk import Card, Desk
 from edge_llm.errors import ConfigError
 from edge_llm.http_api.server import Server
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 def serve(config: ServeConfig) -> None:
     """Answer requests until SIGTERM or SIGINT; EdgeLLMError where serving cannot begin."""
-    if config.mqtt is None and config.http.socket is None and config.http.listen is None:
-        if os.environ.get("LISTEN_PID") != str(os.getpid()):
-            raise ConfigError("nothing to serve on: give --mqtt, --socket or --http")
+    activated = os.environ.get("LISTEN_PID") == str(os.getpid())
+    if not activated and config.mqtt is None and config.http == Http():
+        raise ConfigError("nothing to serve on: give --mqtt, --socket or --http")
     start_logging()
     if config.mqtt is not None:
         config.mqtt.broker.tls_context()  # a certificate that cannot be read is said now

@@ -111,7 +111,7 @@ class Connection:
         """Connects; ConnectError says in one line what is wrong."""
         client = _client(broker, terms)
         connection = cls(client, listener)
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = terms.session_seconds
         properties.MaximumPacketSize = terms.max_packet_bytes
 
@@ -145,11 +145,12 @@ class Connection:
 
         The listener hears of the acknowledgement of one with QoS 1.
         """
-        return self._publish(topic, payload, qos, retain, Properties(PacketTypes.PUBLISH))
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        return self._publish(topic, payload, qos, retain, properties)
 
     def reply(self, reply: Reply, qos: int) -> int:
         """As :meth:`publish`, with what MQTT 5 has for replies."""
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         if reply.address.correlation is not None:
             properties.CorrelationData = reply.address.correlation
         if reply.expires is not None:
@@ -233,7 +234,12 @@ class Connection:
         self._connected.set_result(None)
 
     def _on_disconnect(
-        self, client: Client, data: Any, flags: DisconnectFlags, reason: ReasonCode, p: Properties
+        self,
+        client: Client,
+        data: Any,
+        flags: DisconnectFlags,
+        reason: ReasonCode,
+        p: Properties | None,
     ) -> None:
         self._unregister()
         if not self._connected.done():
@@ -284,7 +290,7 @@ def _message(message: MQTTMessage) -> Message:
     left = getattr(properties, "MessageExpiryInterval", None)
     return Message(
         message.topic,
-        message.payload,
+        bytes(message.payload),
         getattr(properties, "ResponseTopic", None),
         getattr(properties, "CorrelationData", None),
         getattr(properties, "ContentType", None),

@@ -35,6 +35,8 @@ from edge_llm.wire import Body
 MAX_BUFFERED = 256 << 10  # bytes of chunks that the network has not taken; more are dropped
 PACKET_ROOM = 64 << 10  # bytes of a packet besides the payload, at most
 TICK_SECONDS = 1.0
+STOPPING = RequestError(503, "unavailable", "the service is stopping: try again later")
+BROKEN = RequestError(500, "internal_error", "the request failed: see the device's log")
 RETRY_LATER = (429, 503)  # statuses after which the same request may be sent again
 
 log = logging.getLogger(__name__)
@@ -215,13 +217,11 @@ class Service:
         except RequestError as error:
             self._finish(address, error, asked.expires)
         except asyncio.CancelledError:
-            error = RequestError(503, "unavailable", "the service is stopping: try again later")
-            self._finish(address, error, asked.expires)
+            self._finish(address, STOPPING, asked.expires)
             raise
         except Exception:
             log.exception("a request failed")
-            error = RequestError(500, "internal_error", "the request failed: see the device's log")
-            self._finish(address, error, asked.expires)
+            self._finish(address, BROKEN, asked.expires)
         finally:
             self._streams.pop(key, None)
 
@@ -260,9 +260,10 @@ class Service:
         self, address: Address, outcome: Body | RequestError, expires: float | None
     ) -> None:
         """The last reply to a request, kept until the broker has it."""
-        error = outcome if isinstance(outcome, RequestError) else None
-        status = 200 if error is None else error.status
-        body = outcome if not isinstance(outcome, RequestError) else wire.error_body(outcome)
+        if isinstance(outcome, RequestError):
+            status, body = outcome.status, wire.error_body(outcome)
+        else:
+            status, body = 200, outcome
         until = expires or time.monotonic() + self._limits.keep_seconds
         reply = Reply(address, status, body, expires)
         if status in RETRY_LATER:

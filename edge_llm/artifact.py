@@ -10,6 +10,7 @@ device maps it: opening is checking, nothing is copied. The format's spec is doc
 from __future__ import annotations
 
 import hashlib
+import mmap
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -106,6 +107,15 @@ class Artifact:
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+    def forget_pages(self) -> None:
+        """Give back the memory of pages read so far; those used again are mapped in again.
+
+        Checking reads the whole file, running only the weights.
+        """
+        mapping = self._view.obj
+        if isinstance(mapping, mmap.mmap):
+            mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Let go of the mapping. Idempotent."""

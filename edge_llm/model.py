@@ -139,6 +139,7 @@ def load(
         check_target(artifact.manifest.target, host(), str(path))
         tokenizer = Tokenizer.of(artifact)
         trim()
+        artifact.forget_pages()
         executor = Executor(artifact, threads=threads, context=context, sequences=sequences)
         return Model(artifact, executor, tokenizer)
     except BaseException:

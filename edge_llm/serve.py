@@ -9,23 +9,25 @@ import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import edge_llm
 from edge_llm.config import Http, ServeConfig
 from edge_llm.desk import Card, Desk
 from edge_llm.errors import ConfigError
-from edge_llm.http_api.server import Server
 from edge_llm.logs import fields, start_logging
 from edge_llm.model import Model
 from edge_llm.mqtt.service import Service
+
+if TYPE_CHECKING:
+    from edge_llm.http_api.server import Server
 
 log = logging.getLogger(__name__)
 
 
 def serve(config: ServeConfig) -> None:
     """Answer requests until SIGTERM or SIGINT; EdgeLLMError where serving cannot begin."""
-    activated = os.environ.get("LISTEN_PID") == str(os.getpid())
-    if not activated and config.mqtt is None and config.http == Http():
+    if not is_activated() and config.mqtt is None and config.http == Http():
         raise ConfigError("nothing to serve on: give --mqtt, --socket or --http")
     start_logging()
     if config.mqtt is not None:
@@ -46,7 +48,7 @@ async def _serve(config: ServeConfig, model: Model) -> None:
     service: Service | None = None
     connecting: asyncio.Task[None] | None = None
     try:
-        http = await Server.start(desk, config.http, config.limits.request_bytes)
+        http = await listen(config, desk)
         tested = await desk.self_test()
         log.info("ready", extra=fields(model=card.name, self_test=tested.prefill_seconds))
         if config.mqtt is not None:
@@ -68,6 +70,20 @@ async def _serve(config: ServeConfig, model: Model) -> None:
         if http is not None:
             await http.close()
         model.close()
+
+
+async def listen(config: ServeConfig, desk: Desk) -> Server | None:
+    """The HTTP API, where it has a socket; otherwise aiohttp's 14 MB stay out of memory."""
+    if not is_activated() and config.http == Http():
+        return None
+    from edge_llm.http_api.server import Server
+
+    return await Server.start(desk, config.http, config.limits.request_bytes)
+
+
+def is_activated() -> bool:
+    """Whether systemd passes us sockets that it listens on (sd_listen_fds(3))."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
 async def wait_until(stopped: asyncio.Event, connecting: asyncio.Task[None] | None) -> None:

@@ -222,7 +222,12 @@ class Connection:
     # paho's callbacks, all of them from the calls above.
 
     def _on_connect(
-        self, client: Client, data: Any, flags: ConnectFlags, reason: ReasonCode, p: Properties
+        self,
+        client: Client,
+        data: Any,
+        flags: ConnectFlags,
+        reason: ReasonCode,
+        p: Properties | None,
     ) -> None:
         if self._connected.done():
             return

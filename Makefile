@@ -18,7 +18,7 @@ $(READY): pyproject.toml requirements.lock setup/venv.sh
 	@touch $@
 
 demo: $(DEMO_MODEL) ## compile SmolLM2-135M, serve it over MQTT, ask it something
-	@$(PYTHON_IN) examples/demo.py $(DEMO_MODEL)
+	@$(PYTHON_IN) -m compile.demo $(DEMO_MODEL)
 
 $(DEMO_MODEL): $(READY) $(shell find compile targets -type f -not -name '*.pyc')
 	@mkdir -p $(@D)

@@ -1,4 +1,4 @@
-"""The command line of a device: ``edge-llm run | chat | serve | bench | info | eval``."""
+"""The command line of a device: ``edge-llm run | chat | serve | ask | bench | info | eval``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import click
 
 from edge_llm import __version__
+from edge_llm.commands.ask import ask
 from edge_llm.commands.bench import bench
 from edge_llm.commands.chat import chat
 from edge_llm.commands.evaluate import evaluate
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (run, chat, serve, bench, info, evaluate):
+for command in (run, chat, serve, ask, bench, info, evaluate):
     cli.add_command(command)
 
 

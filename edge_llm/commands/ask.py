@@ -1,0 +1,43 @@
+"""``edge-llm ask``: a question to a device on a broker, from any machine."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("question")
+@click.option("--mqtt", metavar="URL", required=True, help="Broker: mqtt://HOST:PORT or mqtts://.")
+@click.option("--device", metavar="NAME", required=True, help="Whom to ask.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of the answer at most.")
+@click.option("--temperature", type=float, help="0 always takes the likeliest token.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds.")
+@click.option("--stats", is_flag=True, help="Figures of the answer to stderr, as JSON.")
+def ask(
+    question: str,
+    mqtt: str,
+    device: str,
+    max_tokens: int | None,
+    temperature: float | None,
+    timeout: float,
+    stats: bool,
+) -> None:
+    """Ask a device over MQTT and print its answer as it comes.
+
+    \b
+      edge-llm ask --mqtt mqtt://127.0.0.1:1883 --device kitchen "Is it safe to eat snow?"
+    """
+    from edge_llm.mqtt.broker import Broker
+    from edge_llm.mqtt.client import Piece
+    from edge_llm.mqtt.client import ask as ask_device
+
+    given = {"max_tokens": max_tokens, "temperature": temperature}
+    fields = {name: value for name, value in given.items() if value is not None}
+    piece = Piece("")
+    for piece in ask_device(Broker.of(mqtt, "--mqtt"), device, question, seconds=timeout, **fields):
+        click.echo(piece.text, nl=False)
+    click.echo()
+    if stats and piece.final is not None:
+        click.echo(json.dumps({**piece.final["usage"], **piece.final["timings"]}), err=True)

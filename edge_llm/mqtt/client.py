@@ -1,0 +1,162 @@
+"""Asks a device something over MQTT 5: what an IoT client does, as a function.
+
+for piece in ask(Broker.of("mqtt://127.0.0.1:1883"), "kitchen", "Is it safe to eat snow?"):
+    print(piece.text, end="", flush=True)
+print(piece.final["usage"])
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_llm.errors import EdgeLLMError, RequestError
+from edge_llm.mqtt.broker import Broker
+from edge_llm.mqtt.messages import Topics
+
+DUPLICATE = 409  # our own request came twice; its answer is on the way
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is new of an answer.
+
+    Attributes:
+        text: what follows the pieces before; may be empty in the last.
+        final: the device's last message, whole, with ``usage`` and ``timings``; None before it.
+    """
+
+    text: str
+    final: dict[str, Any] | None = None
+
+
+def ask(
+    broker: Broker, device: str, prompt: str, *, seconds: float = 60.0, **fields: object
+) -> Iterator[Piece]:
+    """Send a request and yield the answer as it comes.
+
+    Args:
+        broker: where both are connected.
+        device: its name.
+        prompt: what to ask.
+        seconds: for all of it; the request expires then.
+        fields: more of the request, like ``max_tokens``; see docs/wire.md.
+
+    Raises:
+        RequestError: the device refuses.
+        EdgeLLMError: no broker, no device, or no answer in time.
+    """
+    payload = json.dumps({"prompt": prompt, **fields}).encode()
+    with Conversation(broker, device, time.monotonic() + seconds) as conversation:
+        conversation.wait_for_device()
+        conversation.publish(payload)
+        said = ""
+        while True:
+            status, body = conversation.next_reply()
+            if status == DUPLICATE:
+                continue
+            if "error" in body:
+                error = body["error"]
+                raise RequestError(status, error["type"], error["message"], error.get("field"))
+            if body["type"] == "chunk":
+                said += body["text"]
+                yield Piece(body["text"])
+            elif body["type"] == "final":
+                # Chunks may be lost, the final never: what is missing of the end comes with it.
+                whole: str = body["text"]
+                yield Piece(whole[len(said) :] if whole.startswith(said) else "", body)
+                return
+
+
+class Conversation:
+    """A connection to the broker for one request."""
+
+    def __init__(self, broker: Broker, device: str, until: float) -> None:
+        self._broker = broker
+        self._device = device
+        self._until = until
+        self._topics = Topics.of(device)
+        self._reply_to = f"edge-llm/{device}/response/{secrets.token_hex(8)}"
+        self._correlation = secrets.token_bytes(16)
+        self._arrived: SimpleQueue[MQTTMessage] = SimpleQueue()
+        self._client = Client(
+            CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5, client_id=""
+        )
+        self._client.on_connect = self._subscribe
+        self._client.on_message = self._receive
+        if broker.user is not None:
+            self._client.username_pw_set(broker.user, broker.password)
+        if (context := broker.tls_context()) is not None:
+            self._client.tls_set_context(context)
+
+    def __enter__(self) -> Conversation:
+        try:
+            self._client.connect(self._broker.host, self._broker.port)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise EdgeLLMError(f"cannot reach the broker {self._broker.url}: {reason}") from None
+        self._client.loop_start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def wait_for_device(self) -> None:
+        """Until its retained status says that it is there."""
+        problem = f"no device {self._device} on {self._broker.url}: is `edge-llm serve` running?"
+        while True:
+            message = self._next(problem)
+            if message.topic == self._topics.status:
+                if json.loads(message.payload)["status"] != "offline":
+                    return
+                problem = f"the device {self._device} is offline"
+
+    def publish(self, payload: bytes) -> None:
+        """Send the request, with the time that is left as its expiry."""
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.ResponseTopic = self._reply_to
+        properties.CorrelationData = self._correlation
+        properties.ContentType = "application/json"
+        properties.MessageExpiryInterval = max(1, int(self._until - time.monotonic()))
+        self._client.publish(self._topics.generate, payload, qos=1, properties=properties)
+
+    def next_reply(self) -> tuple[int, dict[str, Any]]:
+        """The status and the body of the next reply to our request."""
+        while True:
+            message = self._next(f"no answer from {self._device} in time")
+            properties = message.properties
+            if getattr(properties, "CorrelationData", None) != self._correlation:
+                continue
+            status = dict(getattr(properties, "UserProperty", ())).get("status", "200")
+            return int(status), json.loads(message.payload)
+
+    def _next(self, problem: str) -> MQTTMessage:
+        try:
+            return self._arrived.get(timeout=max(0.0, self._until - time.monotonic()))
+        except Empty:
+            raise EdgeLLMError(problem) from None
+
+    def _subscribe(
+        self,
+        client: Client,
+        data: Any,
+        flags: ConnectFlags,
+        reason: ReasonCode,
+        p: Properties | None,
+    ) -> None:
+        client.subscribe([(self._reply_to, 1), (self._topics.status, 1)])
+
+    def _receive(self, client: Client, data: Any, message: MQTTMessage) -> None:
+        self._arrived.put(message)

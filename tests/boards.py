@@ -5,7 +5,7 @@
     assert done.returncode == 0, done.stderr
 
 The Python is the distribution's arm64 one and the packages are the device's locked ones, both laid
-out by setup/boards.py; this project comes from its wheel, built anew for each test session. The
+out by tests/board_root.py; this project comes from its wheel, built anew for each test session. The
 process inherits no environment, so nothing of the workstation can be imported by chance.
 """
 
@@ -32,7 +32,7 @@ CPUS = {"rpi3": "cortex-a53", "rpi4": "cortex-a72", "rpi5": "cortex-a76"}
 
 @dataclass(frozen=True)
 class BoardFiles:
-    """Where setup/boards.py has put things."""
+    """Where tests/board_root.py has put things."""
 
     root: Path  # the arm64 system: C library and Python
     python: str  # its version, "3.11" say
@@ -43,7 +43,9 @@ class BoardFiles:
 def board_files() -> BoardFiles:
     index = BOARDS / "boards.json"
     if not index.exists():
-        raise RuntimeError("the emulated boards are not set up: run setup/boards.py or make test")
+        raise RuntimeError(
+            "the emulated boards are not set up: run tests/board_root.py or make test"
+        )
     fields = json.loads(index.read_text())
     return BoardFiles(BOARDS / fields["root"], fields["python"], BOARDS / fields["site"])
 

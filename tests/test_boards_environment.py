@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from setup.boards import SetupError, arm64_sources, device_pins
+from tests.board_root import SetupError, arm64_sources, device_pins
 from tests.boards import CPUS, board_files, installed_project, run_on
 
 MEGABYTE = 1_000_000

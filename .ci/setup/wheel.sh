@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Build the device's wheel into dist/ and try it as a device would: a clean environment, only the
 # locked device packages, no checkout in sight.
-#   setup/wheel.sh VENV [FILE.edge]     runs FILE.edge too; by default the demonstration's, if made
+#   .ci/setup/wheel.sh VENV [FILE.edge]     runs FILE.edge too; by default the demonstration's, if made
 set -euo pipefail
-cd "$(dirname "$0")/.."
-python=${1:?usage: setup/wheel.sh VENV [FILE.edge]}/bin/python
+cd "$(dirname "$0")/../.."
+python=${1:?usage: .ci/setup/wheel.sh VENV [FILE.edge]}/bin/python
 project=$PWD
 
 rm -rf dist

@@ -2,10 +2,10 @@
 # Write the two locks, for every supported Python at once:
 #   requirements.lock          all a workstation uses, checks and tests included
 #   requirements-device.lock   what a device installs, in the same versions
-#   setup/lock.sh VENV
+#   .ci/setup/lock.sh VENV
 set -euo pipefail
-cd "$(dirname "$0")/.."
-uv=${1:?usage: setup/lock.sh VENV}/bin/uv
+cd "$(dirname "$0")/../.."
+uv=${1:?usage: .ci/setup/lock.sh VENV}/bin/uv
 
 compile() {
     UV_CUSTOM_COMPILE_COMMAND="make lock" "$uv" pip compile --quiet --universal \

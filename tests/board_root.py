@@ -1,6 +1,6 @@
 """Lay out what emulated arm64 boards need in .cache/boards: a Python, and a device's packages.
 
-    .venv/bin/python setup/boards.py        (needs apt-get; no root, the system stays as it is)
+    .venv/bin/python tests/board_root.py        (needs apt-get; no root, the system stays as it is)
 
 ``root``: the distribution's own arm64 python3 with all it depends on, fetched by an apt whose
 state and cache are in a temporary folder, and unpacked. ``site``: exactly what a device installs,

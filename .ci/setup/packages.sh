@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install Debian or Ubuntu packages that are not installed yet.
-#   setup/packages.sh mosquitto qemu-user
+#   .ci/setup/packages.sh mosquitto qemu-user
 set -euo pipefail
 
 missing=()

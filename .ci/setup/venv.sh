@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Make the virtual environment FOLDER with exactly what requirements.lock names.
-#   setup/venv.sh FOLDER        PYTHON=python3.12 chooses the interpreter
+#   .ci/setup/venv.sh FOLDER        PYTHON=python3.12 chooses the interpreter
 set -euo pipefail
-cd "$(dirname "$0")/.."
-folder=${1:?usage: setup/venv.sh FOLDER}
+cd "$(dirname "$0")/../.."
+folder=${1:?usage: .ci/setup/venv.sh FOLDER}
 
 supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 has_venv() { "$1" -c 'import venv, ensurepip' 2>/dev/null; }
@@ -26,7 +26,7 @@ find_python() {
     # Debian and Ubuntu keep venv and ensurepip in a package of their own.
     local version
     version=$("$without_venv" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    setup/packages.sh "python$version-venv" >&2
+    .ci/setup/packages.sh "python$version-venv" >&2
     echo "$without_venv"
 }
 

@@ -58,6 +58,8 @@ async def _serve(config: ServeConfig, model: Model) -> None:
         await wait_until(stopped, connecting)
         notify("STOPPING=1")
         log.info("stopping")
+        if service is not None:
+            service.leave()
         await desk.drain(config.limits.drain_seconds)
     finally:
         await desk.close()

@@ -43,9 +43,7 @@ class BoardFiles:
 def board_files() -> BoardFiles:
     index = BOARDS / "boards.json"
     if not index.exists():
-        raise RuntimeError(
-            "the emulated boards are not set up: run tests/board_root.py or make test"
-        )
+        raise RuntimeError("the emulated boards are not set up: run make test")
     fields = json.loads(index.read_text())
     return BoardFiles(BOARDS / fields["root"], fields["python"], BOARDS / fields["site"])
 

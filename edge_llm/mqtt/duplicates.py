@@ -1,7 +1,7 @@
-"""Remembers what became of each request, because QoS 1 delivers some of them twice.
+"""Remembers what requests were answered, because QoS 1 delivers some of them twice.
 
-memory.begin(key)                       # being answered: its duplicate gets 409
-memory.finish(key, reply, until)        # answered: its duplicate gets the same reply
+memory.remember(key, reply, until)
+memory.reply(key, now)      # what a duplicate gets, without the model being asked again
 """
 
 from __future__ import annotations
@@ -21,18 +21,13 @@ class _Answered:
 
 
 class Duplicates:
-    """Requests by client and correlation, the oldest forgotten first where there are too many."""
+    """Replies by client and correlation, the oldest forgotten first where there are too many."""
 
     def __init__(self, max_replies: int = MAX_REPLIES, max_bytes: int = MAX_BYTES) -> None:
-        self._running: set[Key] = set()  # as many as the desk has in hand
         self._answered: dict[Key, _Answered] = {}  # oldest first
         self._bytes = 0
         self._max_replies = max_replies
         self._max_bytes = max_bytes
-
-    def running(self, key: Key) -> bool:
-        """Whether it is being answered."""
-        return key in self._running
 
     def reply(self, key: Key, now: float) -> Reply | None:
         """What it was answered, while that is remembered."""
@@ -40,29 +35,19 @@ class Duplicates:
         if answered is None:
             return None
         if answered.until <= now:
-            self._drop(key)
+            self._forget(key)
             return None
         return answered.reply
 
-    def begin(self, key: Key) -> None:
-        """It is being answered from now on."""
-        self._drop(key)
-        self._running.add(key)
-
-    def finish(self, key: Key, reply: Reply, until: float) -> None:
+    def remember(self, key: Key, reply: Reply, until: float) -> None:
         """It has been answered; its duplicates may come until that time."""
-        self.forget(key)
+        self._forget(key)
         self._answered[key] = _Answered(reply, until)
         self._bytes += len(reply.payload)
         while len(self._answered) > self._max_replies or self._bytes > self._max_bytes:
-            self._drop(next(iter(self._answered)))
+            self._forget(next(iter(self._answered)))
 
-    def forget(self, key: Key) -> None:
-        """It may be asked again as if it had never been."""
-        self._running.discard(key)
-        self._drop(key)
-
-    def _drop(self, key: Key) -> None:
+    def _forget(self, key: Key) -> None:
         answered = self._answered.pop(key, None)
         if answered is not None:
             self._bytes -= len(answered.reply.payload)

@@ -14,7 +14,7 @@ import json
 import logging
 import secrets
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from edge_llm import wire
 from edge_llm.board import temperature_celsius, throttled
@@ -27,19 +27,44 @@ from edge_llm.mqtt.backoff import Backoff
 from edge_llm.mqtt.coalescer import Coalescer
 from edge_llm.mqtt.connection import ConnectError, Connection, Terms
 from edge_llm.mqtt.duplicates import Duplicates
-from edge_llm.mqtt.intake import Asked, Cancel, Ignored, Refused, Rules, read_cancel, read_request
+from edge_llm.mqtt.intake import Asked, Ignored, Refused, Rules, read_cancel, read_request
 from edge_llm.mqtt.messages import Address, Key, Message, Reply, Topics
 from edge_llm.mqtt.outbox import Outbox
 from edge_llm.wire import Body
 
 MAX_BUFFERED = 256 << 10  # bytes of chunks that the network has not taken; more are dropped
-PACKET_ROOM = 64 << 10  # bytes of a packet besides the payload, at most
+PACKETS = 8  # a packet may be as large as so many requests, so that one too long gets its 413
+PACKET_ROOM = 4 << 10  # bytes of a reply's packet besides its payload, at most
 TICK_SECONDS = 1.0
+FLUSH_SECONDS = 2.0  # for the broker to take the last replies before we disconnect
 STOPPING = RequestError(503, "unavailable", "the service is stopping: try again later")
+TOO_LARGE = RequestError(500, "answer_too_large", "the answer is larger than the broker takes")
+DUPLICATE = RequestError(409, "duplicate", "this request is being answered already")
 BROKEN = RequestError(500, "internal_error", "the request failed: see the device's log")
-RETRY_LATER = (429, 503)  # statuses after which the same request may be sent again
+REMEMBERED = (200, 408)  # statuses that a duplicate gets again; what was refused is looked at again
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Answering:
+    """A request that is being answered.
+
+    Attributes:
+        task: answers it.
+        stream: its events, once the engine has it.
+        cancelled: its client does not want it any more.
+    """
+
+    task: asyncio.Task[None]
+    stream: Stream | None = None
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Ends it within one token; it still has its final reply."""
+        self.cancelled = True
+        if self.stream is not None:
+            self.stream.cancel()
 
 
 class Service:
@@ -65,16 +90,16 @@ class Service:
             client_id=f"edge-llm-{device}",
             keepalive_seconds=mqtt.keepalive_seconds,
             session_seconds=limits.keep_seconds,
-            max_packet_bytes=limits.request_bytes + PACKET_ROOM,
+            max_packet_bytes=PACKETS * limits.request_bytes,
             will_topic=self._topics.status,
             will=self._status("offline"),
         )
         self._connection: Connection | None = None
         self._outbox = Outbox()
         self._duplicates = Duplicates()
-        self._streams: dict[Key, Stream] = {}
-        self._answers: set[asyncio.Task[None]] = set()
+        self._answering: dict[Key, Answering] = {}
         self._said = ""
+        self._leaving = False
         self._wake = asyncio.Event()
         desk.watch(self._publish_status)
 
@@ -99,14 +124,26 @@ class Service:
             )
             await asyncio.sleep(pause)
 
+    def leave(self) -> None:
+        """Say that we are going; what is asked from now on gets what the desk says, 503."""
+        self._leaving = True
+        self._publish_status()
+
     async def close(self) -> None:
-        """Send what is ready, say that we are gone, and disconnect."""
-        for task in list(self._answers):
+        """End what is still being answered, send what is ready, and disconnect."""
+        self.leave()
+        tasks = [answering.task for answering in self._answering.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._answers, return_exceptions=True)
-        if self._connection is not None:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        until = time.monotonic() + FLUSH_SECONDS
+        while (connection := self._connection) is not None and time.monotonic() < until:
+            self._wake.clear()
             self._send_finals()
-            self._connection.publish(self._topics.status, self._status("offline"), 1, retain=True)
+            if not len(self._outbox):
+                break
+            await self._sleep(connection, min(until, self._outbox.next_time()) - time.monotonic())
+        if self._connection is not None:
             await self._connection.close()
 
     # While there is a connection.
@@ -127,6 +164,7 @@ class Service:
                 if now >= next_metrics:
                     next_metrics = now + self._mqtt.metrics_seconds
                     connection.publish(self._topics.metrics, self._metrics(), 0, retain=True)
+                self._wake.clear()
                 self._send_finals()
                 await self._sleep(connection, min(TICK_SECONDS, self._outbox.next_time() - now))
             return connection.lost.result()
@@ -137,7 +175,6 @@ class Service:
 
     async def _sleep(self, connection: Connection, seconds: float) -> None:
         """Until something is to be sent, the connection is lost, or so many seconds."""
-        self._wake.clear()
         woken = asyncio.ensure_future(self._wake.wait())
         waiting: set[asyncio.Future[object]] = {woken, connection.lost}  # type: ignore[arg-type]
         try:
@@ -153,7 +190,12 @@ class Service:
             entry = self._outbox.take(time.monotonic())
             if entry is None:
                 return
-            self._outbox.sent(connection.reply(entry.reply, qos=1), entry)
+            reply = entry.reply
+            if len(reply.payload) + PACKET_ROOM > connection.max_packet_bytes:
+                # The broker would hang up on us, and again each time we came back with it.
+                log.error("an answer is larger than the broker takes")
+                reply = Reply(reply.address, 500, wire.error_body(TOO_LARGE), reply.expires)
+            self._outbox.sent(connection.reply(reply, qos=1), entry)
 
     # What the connection tells (its Listener).
 
@@ -180,39 +222,33 @@ class Service:
         if decision.expires is not None and decision.expires <= now:
             return
         key = decision.address.key
-        if isinstance(decision, Refused):
-            log.info("a request is refused", extra=fields(status=decision.error.status))
-            self._finish(decision.address, decision.error, decision.expires)
-        elif self._duplicates.running(key):
-            error = RequestError(409, "duplicate", "this request is being answered already")
-            self._send(decision.address, error.status, wire.error_body(error), decision.expires)
+        if key in self._answering:
+            self._refuse(decision.address, DUPLICATE, decision.expires)
         elif (reply := self._duplicates.reply(key, now)) is not None:
-            self._put(key, reply, now + self._limits.keep_seconds)
+            self._put(key, reply)
+        elif isinstance(decision, Refused):
+            self._refuse(decision.address, decision.error, decision.expires)
         else:
-            self._duplicates.begin(key)
-            task = asyncio.ensure_future(self._answer(decision))
-            self._answers.add(task)
-            task.add_done_callback(self._answers.discard)
+            self._answering[key] = Answering(asyncio.ensure_future(self._answer(decision)))
 
     def _cancel(self, message: Message) -> None:
         decision = read_cancel(message, self._rules)
         if isinstance(decision, Ignored):
             log.warning("a cancellation is ignored", extra=fields(reason=decision.reason))
             return
-        for key, stream in self._streams.items():
-            if self._means(decision, key):
-                stream.cancel()
-
-    @staticmethod
-    def _means(cancel: Cancel, key: Key) -> bool:
-        return cancel.correlation == key[1] and cancel.topic in (None, key[0])
+        for key, answering in self._answering.items():
+            if decision.correlation == key[1] and decision.topic in (None, key[0]):
+                answering.cancel()
 
     async def _answer(self, asked: Asked) -> None:
         """From a request to its final reply."""
-        address, key = asked.address, asked.address.key
+        address = asked.address
+        answering = self._answering[address.key]
         try:
             async with self._desk.ask(asked.generate.request) as stream:
-                self._streams[key] = stream
+                answering.stream = stream
+                if answering.cancelled:  # before the engine had it
+                    stream.cancel()
                 await self._relay(asked, stream)
         except RequestError as error:
             self._finish(address, error, asked.expires)
@@ -223,7 +259,7 @@ class Service:
             log.exception("a request failed")
             self._finish(address, BROKEN, asked.expires)
         finally:
-            self._streams.pop(key, None)
+            del self._answering[address.key]
 
     async def _relay(self, asked: Asked, stream: Stream) -> None:
         """Accepted, chunks of text as they are due, and the end."""
@@ -248,33 +284,42 @@ class Service:
     def _finished(self, asked: Asked, finished: Finished, chunks: int) -> None:
         if finished.reason != "expired":
             self._finish(asked.address, wire.final_body(finished, chunks), asked.expires)
-        elif asked.expires is None:
+        elif asked.expires is None or asked.expires > time.monotonic():
             error = RequestError(408, "timeout", "the answer took longer than the device allows")
-            self._finish(asked.address, error, None)
+            self._finish(asked.address, error, asked.expires)
         else:  # the client's own deadline: it wants nothing any more
-            self._duplicates.forget(asked.address.key)
+            log.info("expired", extra=fields(tokens=finished.completion_tokens))
 
     # Replies.
 
     def _finish(
         self, address: Address, outcome: Body | RequestError, expires: float | None
     ) -> None:
-        """The last reply to a request, kept until the broker has it."""
+        """The last reply to a request that was begun."""
         if isinstance(outcome, RequestError):
-            status, body = outcome.status, wire.error_body(outcome)
+            reply = Reply(address, outcome.status, wire.error_body(outcome), expires)
         else:
-            status, body = 200, outcome
-        until = expires or time.monotonic() + self._limits.keep_seconds
-        reply = Reply(address, status, body, expires)
-        if status in RETRY_LATER:
-            self._duplicates.forget(address.key)
-        else:
-            self._duplicates.finish(address.key, reply, until)
-        self._put(address.key, reply, until)
+            reply = Reply(address, 200, outcome, expires)
+        log.info("answered", extra=fields(status=reply.status, bytes=len(reply.payload)))
+        if reply.status in REMEMBERED:
+            self._duplicates.remember(address.key, reply, self._until(reply))
+        self._put(address.key, reply)
 
-    def _put(self, key: Key, reply: Reply, until: float) -> None:
-        self._outbox.put(key, reply, until)
+    def _refuse(self, address: Address, error: RequestError, expires: float | None) -> None:
+        """The only reply to a request that is not begun."""
+        log.info("refused", extra=fields(status=error.status, type=error.kind))
+        self._put(address.key, Reply(address, error.status, wire.error_body(error), expires))
+
+    def _put(self, key: Key, reply: Reply) -> None:
+        """A reply that must arrive."""
+        self._outbox.put(key, reply, self._until(reply))
         self._wake.set()
+
+    def _until(self, reply: Reply) -> float:
+        """When a reply is of no use any more."""
+        if reply.expires is not None:
+            return reply.expires
+        return time.monotonic() + self._limits.keep_seconds
 
     def _send(self, address: Address, status: int, body: Body, expires: float | None) -> None:
         """A reply that may be lost."""
@@ -287,7 +332,7 @@ class Service:
     # How we are.
 
     def _publish_status(self) -> None:
-        said = "busy" if self._desk.active else "online"
+        said = "offline" if self._leaving else "busy" if self._desk.active else "online"
         if self._connection is not None and said != self._said:
             self._said = said
             self._connection.publish(self._topics.status, self._status(said), 1, retain=True)

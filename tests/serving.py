@@ -91,7 +91,9 @@ class Heard:
 class Asker:
     """An IoT client: publishes requests, hears everything about the device."""
 
-    def __init__(self, port: int, protocol: int = MQTTProtocolVersion.MQTTv5) -> None:
+    def __init__(
+        self, port: int, protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5
+    ) -> None:
         self.reply_to = f"edge-llm/{DEVICE}/response/asker"
         self._v5 = protocol == MQTTProtocolVersion.MQTTv5
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()

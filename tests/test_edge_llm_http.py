@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -38,14 +38,14 @@ def device(smollm2_artifact: Smollm2Artifact, path: Path) -> Iterator[Serving]:
 
 
 @pytest.fixture
-def http(device: Serving, path: Path) -> Iterator[httpx.Client]:
-    transport = httpx.HTTPTransport(uds=str(path))
-    with httpx.Client(transport=transport, base_url="http://device", timeout=60) as client:
+def http(device: Serving, path: Path) -> Iterator[httpx2.Client]:
+    transport = httpx2.HTTPTransport(uds=str(path))
+    with httpx2.Client(transport=transport, base_url="http://device", timeout=60) as client:
         yield client
 
 
 @pytest.fixture
-def client(http: httpx.Client) -> openai.OpenAI:
+def client(http: httpx2.Client) -> openai.OpenAI:
     return openai.OpenAI(base_url="http://device/v1", api_key="none", http_client=http)
 
 
@@ -118,7 +118,7 @@ def test_same_seed_same_text(client: openai.OpenAI, name: str) -> None:
         ({"messages": [{"role": "user", "content": "x" * (2 << 20)}]}, 413, None),
     ],
 )
-def test_refusals(http: httpx.Client, body: object, status: int, param: str | None) -> None:
+def test_refusals(http: httpx2.Client, body: object, status: int, param: str | None) -> None:
     text = body if isinstance(body, str) else json.dumps(body)
     answer = http.post("/v1/chat/completions", content=text)
     assert answer.status_code == status
@@ -127,27 +127,27 @@ def test_refusals(http: httpx.Client, body: object, status: int, param: str | No
     assert param is None or error["param"] == param
 
 
-def test_too_long_says_limit_and_length(http: httpx.Client) -> None:
+def test_too_long_says_limit_and_length(http: httpx2.Client) -> None:
     body = {"messages": [{"role": "user", "content": "word " * 600}]}
     message = http.post("/v1/chat/completions", json=body).json()["error"]["message"]
     assert "limit is 511" in message
     assert "63" in message  # 600 words and the template
 
 
-def test_unknown_paths_and_methods(http: httpx.Client) -> None:
+def test_unknown_paths_and_methods(http: httpx2.Client) -> None:
     assert http.get("/v1/nothing").status_code == 404
     assert http.get("/v1/chat/completions").status_code == 405
     assert http.get("/v1/models/another").status_code == 404
 
 
-def test_health_and_metrics(http: httpx.Client, name: str) -> None:
+def test_health_and_metrics(http: httpx2.Client, name: str) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     text = http.get("/metrics").text
     assert "# TYPE edge_llm_finished_total counter" in text
     assert float(text.split("\nedge_llm_resident_bytes ")[1].split()[0]) > 1e7
 
 
-def test_a_closed_connection_cancels(http: httpx.Client, path: Path) -> None:
+def test_a_closed_connection_cancels(http: httpx2.Client, path: Path) -> None:
     def metric(key: str) -> float:
         return float(http.get("/metrics").text.split(f"\nedge_llm_{key} ")[1].split()[0])
 
@@ -166,7 +166,7 @@ def test_only_owner_and_group_may_connect(device: Serving, path: Path) -> None:
 
 
 def test_a_live_socket_is_left_alone(
-    smollm2_artifact: Smollm2Artifact, device: Serving, http: httpx.Client, path: Path
+    smollm2_artifact: Smollm2Artifact, device: Serving, http: httpx2.Client, path: Path
 ) -> None:
     with Serving(smollm2_artifact(), "--socket", str(path)) as second:
         assert second.process.wait(60) == 1

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 
 import edge_llm
 from tests.broker import Broker
@@ -36,7 +36,7 @@ def test_the_same_text_every_way(
         serving.wait_for("connected")
         over_mqtt = run("ask", "--mqtt", mosquitto.url, "--device", DEVICE, *limit, QUESTION)
         body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": TOKENS}
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=60) as http:
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path)), timeout=60) as http:
             answer = http.post("http://device/v1/chat/completions", json=body).json()
     over_socket = answer["choices"][0]["message"]["content"]
     assert len(from_python) > 100
@@ -48,7 +48,7 @@ def test_resident_memory_while_serving(smollm2_artifact: Smollm2Artifact, tmp_pa
     with Serving(artifact, "--socket", str(path), "--context", "2048") as serving:
         serving.wait_for("ready")
         body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": TOKENS}
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=60) as http:
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path)), timeout=60) as http:
             http.post("http://device/v1/chat/completions", content=json.dumps(body))
         status = Path(f"/proc/{serving.process.pid}/status").read_text()
         resident = int(status.split("VmRSS:")[1].split()[0]) * 1024

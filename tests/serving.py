@@ -92,8 +92,12 @@ class Asker:
     """An IoT client: publishes requests, hears everything about the device."""
 
     def __init__(
-        self, port: int, protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5
+        self,
+        port: int,
+        protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
+        device: str = DEVICE,
     ) -> None:
+        self._status_topic = f"edge-llm/{device}/status"
         self.reply_to = f"edge-llm/{DEVICE}/response/asker"
         self._v5 = protocol == MQTTProtocolVersion.MQTTv5
         self._heard: queue.SimpleQueue[Heard] = queue.SimpleQueue()
@@ -170,7 +174,7 @@ class Asker:
         self.close()
 
     def _on_connect(self, *_: Any) -> None:
-        self._client.subscribe([("edge-llm/+/response/#", 1), (f"edge-llm/{DEVICE}/status", 1)])
+        self._client.subscribe([("edge-llm/+/response/#", 1), (self._status_topic, 1)])
 
     def _on_subscribe(
         self, client: Client, data: Any, mid: int, reasons: list[ReasonCode], p: Properties | None

@@ -76,6 +76,8 @@ class Routes:
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def _generate(self, request: web.Request, read: Read, chat: bool) -> web.StreamResponse:
+        if "Origin" in request.headers:  # a browser, for a page from anywhere
+            raise RequestError(403, "forbidden", "web pages may not use this API")
         asked = read(wire.decode(await request.read()))
         wire.check_model(asked.model, self._desk.card.name)
         kind = "chatcmpl" if chat else "cmpl"

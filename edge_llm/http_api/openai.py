@@ -7,6 +7,7 @@ probabilities) are refused by name; so is every unknown field. ``top_k``, ``min_
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,18 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "best_of": (1,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
+    "logit_bias": ({},),
     "logprobs": (False,),
     "echo": (False,),
     "store": (False,),
+    "modalities": (["text"],),
     "response_format": ({"type": "text"},),
     "tools": ([],),
-    "tool_choice": ("none",),
+    "tool_choice": ("none", "auto"),  # with no tools to choose from
+    "parallel_tool_calls": (True, False),
 }
-IGNORED = ("user", "metadata", "service_tier")  # about the client, not about the answer
+# About the client, not about the answer.
+IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 COMMON = frozenset(
     (*OURS, *NEUTRAL, *IGNORED, "model", "stream", "stream_options", "max_tokens", "priority")
 )
@@ -107,15 +112,22 @@ def _check_known(fields: Fields, known: frozenset[str]) -> None:
     for name, value in fields.items():
         if name not in known:
             raise invalid(brief(name), f"{brief(name)} is not a field of this request")
-        if name in NEUTRAL and value not in NEUTRAL[name]:
-            raise invalid(name, f"{name} is supported only as {NEUTRAL[name][0]!r}")
+        if name in NEUTRAL and not any(_same(value, neutral) for neutral in NEUTRAL[name]):
+            only = json.dumps(NEUTRAL[name][0])
+            raise invalid(name, f"{name} is not supported by this build, except as {only}")
+
+
+def _same(value: object, neutral: object) -> bool:
+    # To Python, 1 is True; to the API, a number of log probabilities is not the wish for them.
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def _message(name: str, message: object) -> object:
     """A message with its parts of text joined and OpenAI's newer name of a role made the older."""
     if not isinstance(message, dict):
         return message  # refused by Request, by name
-    result = dict(message)
+    # Answers that a client sends back have every field of an answer, most of them null.
+    result = {key: value for key, value in message.items() if value is not None}
     content = result.get("content")
     if isinstance(content, list):
         result["content"] = "".join(_text(f"{name}.content[{i}]", p) for i, p in enumerate(content))

@@ -288,7 +288,12 @@ def test_run_says_what_python_says(tiny_artifact: TinyArtifact) -> None:
 def test_control_c_ends_a_run_with_130(tiny_artifact: TinyArtifact) -> None:
     command = [sys.executable, "-m", "edge_llm.cli", "chat", str(tiny_artifact())]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background job, as these tests may be, ignores it and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdout is not None
         assert process.stdout.read(2) == b"> "  # it waits for a line

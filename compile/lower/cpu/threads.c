@@ -13,6 +13,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -47,6 +48,8 @@ static void *task_data;
 static int threads = 1;
 static int stopping;
 static pthread_t workers[MAX_THREADS];
+static cpu_set_t allowed;                 /* what the process might use when it started */
+static _Thread_local int caller_is_placed;
 
 static int64_t now_nanoseconds(void) {
     struct timespec time;
@@ -82,6 +85,21 @@ static void event_signal(Event *event) {
         syscall(SYS_futex, &event->value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
+/* Give thread `id` a CPU of its own. Left to itself the kernel wakes a thread where its waker runs,
+ * and two threads that take turns waiting stay on one CPU for seconds while another is free. */
+static void place(int id) {
+    int cpus = CPU_COUNT(&allowed);
+    if (threads > cpus) return;
+    for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed) || seen++ != id) continue;
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        sched_setaffinity(0, sizeof one, &one); /* where it may not, it runs anywhere */
+        return;
+    }
+}
+
 static void meet(void) {
     uint32_t seen = atomic_load_explicit(&passed.value, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&arrived, 1, memory_order_acq_rel) == threads - 1) {
@@ -100,10 +118,13 @@ static void run_task(int id) {
 
 static void *work(void *id) {
     uint32_t seen = 0;
+    int placed = 0;
     for (;;) {
         event_wait(&launched, seen);
         seen++;
         if (stopping) return NULL;
+        if (!placed) place((int)(intptr_t)id);
+        placed = 1;
         run_task((int)(intptr_t)id);
     }
 }
@@ -113,6 +134,8 @@ static int launch(FTVMParallelLambda lambda, void *data, int count) {
     task = lambda;
     task_data = data;
     atomic_store(&failed, 0);
+    if (threads > 1 && !caller_is_placed) place(0);
+    caller_is_placed = 1;
     if (threads > 1) event_signal(&launched);
     run_task(0);
     return atomic_load(&failed) ? -1 : 0;
@@ -138,6 +161,7 @@ void edge_threads_stop(void) {
 int edge_threads_start(int count) {
     if (count < 1 || count > MAX_THREADS) return EINVAL;
     edge_threads_stop();
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) CPU_ZERO(&allowed);
     atomic_store(&launched.value, 0);
     __TVMBackendParallelLaunch = launch;
     __TVMBackendParallelBarrier = barrier;

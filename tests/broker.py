@@ -71,6 +71,11 @@ class Broker:
             self._process.wait()
             self._process = None
 
+    def signal(self, number: int) -> None:
+        """Send it a signal; SIGSTOP makes it a broker that is there and does nothing."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def __enter__(self) -> Broker:
         self.start()
         return self

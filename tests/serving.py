@@ -86,6 +86,8 @@ class Heard:
     body: dict[str, Any]
     status: str | None
     correlation: bytes | None
+    expiry: int | None
+    qos: int
 
 
 class Asker:
@@ -182,6 +184,13 @@ class Asker:
         self._ready.set()
 
     def _on_message(self, client: Client, data: Any, message: MQTTMessage) -> None:
-        status = dict(getattr(message.properties, "UserProperty", ())).get("status")
-        correlation = getattr(message.properties, "CorrelationData", None)
-        self._heard.put(Heard(message.topic, json.loads(message.payload), status, correlation))
+        properties = message.properties
+        heard = Heard(
+            message.topic,
+            json.loads(message.payload),
+            dict(getattr(properties, "UserProperty", ())).get("status"),
+            getattr(properties, "CorrelationData", None),
+            getattr(properties, "MessageExpiryInterval", None),
+            message.qos,
+        )
+        self._heard.put(heard)

@@ -322,7 +322,8 @@ async def _on_a_thread(function: Callable[[], object]) -> None:
         try:
             function()
         except (OSError, ValueError, EdgeLLMError) as raised:
-            error = raised
+            # Its frames hold a socket that paho leaves open where TLS fails.
+            error = raised.with_traceback(None)
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, error)
 

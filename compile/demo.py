@@ -23,7 +23,7 @@ from pathlib import Path
 
 DEVICE = "demo"
 QUESTION = "What is the capital of France?"
-START_SECONDS = 10.0
+START_SECONDS = 30.0
 
 MOSQUITTO = """\
 listener {port} 127.0.0.1
@@ -90,9 +90,11 @@ def broker(folder: Path) -> Iterator[str]:
 def device(model: Path, url: str, folder: Path) -> Iterator[int]:
     """The device runtime serving the model over MQTT; its process id."""
     command = [sys.executable, "-m", "edge_llm.cli", "serve", str(model)]
-    with process([*command, "--mqtt", url, "--device", DEVICE], folder / "device.log") as pid:
+    log = folder / "device.log"
+    with process([*command, "--mqtt", url, "--device", DEVICE], log) as running:
         print(f"device   edge-llm serve {model} --mqtt {url} --device {DEVICE}")
-        yield pid
+        wait_for_line(running, log, "msg=connected")
+        yield running.pid
 
 
 def ask(url: str, question: str, device_pid: int) -> int:
@@ -123,17 +125,14 @@ def resident_megabytes(pid: int) -> float:
 
 
 @contextmanager
-def process(command: list[str], log: Path) -> Iterator[int]:
-    """A process that runs while the block does; what it said is shown if it ended before.
-
-    Yields its process id.
-    """
+def process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs while the block does; what it said is shown if it ended before."""
     with log.open("wb") as output:
         running = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        yield running.pid
+        yield running
     finally:
         ended = running.poll()
         running.terminate()
@@ -149,6 +148,15 @@ def wait_for_listener(port: int) -> None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
+        time.sleep(0.02)
+
+
+def wait_for_line(running: subprocess.Popen[bytes], log: Path, text: str) -> None:
+    """Return once the process has said ``text``; SystemExit where it ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while text not in log.read_text():
+        if running.poll() is not None or time.monotonic() > deadline:
+            sys.exit("error: the device did not come up")
         time.sleep(0.02)
 
 

@@ -168,6 +168,8 @@ class Asker:
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        # Without them nothing goes in circles, and paho's own sockets are closed now.
+        self._client.on_connect = self._client.on_subscribe = self._client.on_message = None
 
     def __enter__(self) -> Asker:
         return self

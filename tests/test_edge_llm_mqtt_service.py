@@ -221,8 +221,17 @@ def test_a_broker_that_was_away_gets_the_final(unit: Unit, asker: Asker, mosquit
     assert asker.until("final")[-1].body["text"] == "Paris."
 
 
-def test_a_final_waits_for_its_subscriber(unit: Unit, mosquitto: Broker) -> None:
+def test_a_final_waits_for_its_subscriber(
+    unit: Unit, mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after a broker's restart, when a client comes back later than the device."""
+    delivered: list[bool] = []
+    acknowledged = unit.service.acknowledged
+
+    def listen(packet: int, heard: bool) -> None:
+        delivered.append(heard)
+        acknowledged(packet, heard)
+
     with Asker(mosquitto.port) as early:
         early.status("online")
     with client(mosquitto.port, []) as publisher:
@@ -231,8 +240,10 @@ def test_a_final_waits_for_its_subscriber(unit: Unit, mosquitto: Broker) -> None
         properties.CorrelationData = b"1"
         publisher.publish(TOPICS.generate, json.dumps(HELLO), 1, properties=properties)
         job = unit.engine.next_job()
+    monkeypatch.setattr(unit.service, "acknowledged", listen)
     job.say("Paris.")
     job.finish()
+    wait_until(lambda: delivered.count(False) > 1)  # the status has had nobody either
     with Asker(mosquitto.port) as late:
         assert late.until("final")[-1].body["text"] == "Paris."
 
@@ -409,3 +420,4 @@ def client(port: int, heard: list[MQTTMessage]) -> Iterator[Client]:
     finally:
         client.disconnect()
         client.loop_stop()
+        client.on_message = None

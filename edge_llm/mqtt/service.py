@@ -100,11 +100,12 @@ class Service:
         self._answering: dict[Key, Answering] = {}
         self._said = ""
         self._leaving = False
+        self._closed = False
         self._wake = asyncio.Event()
         desk.watch(self._publish_status)
 
     async def run(self) -> None:
-        """Connect and serve, again and again, until cancelled."""
+        """Connect and serve, again and again, until cancelled or closed."""
         backoff = Backoff()
         url = self._mqtt.broker.url
         while True:
@@ -117,6 +118,8 @@ class Service:
                 began = time.monotonic()
                 reason = await self._serve(connection)
                 lasted = time.monotonic() - began
+                if self._closed:
+                    return
             pause = backoff.next(lasted)
             log.warning(
                 "no connection to the broker",
@@ -132,6 +135,7 @@ class Service:
     async def close(self) -> None:
         """End what is still being answered, send what is ready, and disconnect."""
         self.leave()
+        self._closed = True
         tasks = [answering.task for answering in self._answering.values()]
         for task in tasks:
             task.cancel()

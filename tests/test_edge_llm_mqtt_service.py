@@ -18,44 +18,18 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_llm.config import Limits, Mqtt
-from edge_llm.desk import Card, Desk
 from edge_llm.errors import RequestError
 from edge_llm.mqtt import broker as brokers
 from edge_llm.mqtt import service as services
 from edge_llm.mqtt.coalescer import Coalescer
 from edge_llm.mqtt.messages import Topics
-from edge_llm.mqtt.service import Service
 from tests.broker import Broker
-from tests.fake_engine import WAIT, FakeEngine, Loop
+from tests.fake_device import Unit, wait_until
+from tests.fake_engine import WAIT
 from tests.serving import DEVICE, Asker, Heard
 
 HELLO = {"prompt": "Hello"}
 TOPICS = Topics.of(DEVICE)
-
-
-class Unit:
-    """A device on a broker, whose engine is the test's.
-
-    Attributes:
-        engine: to be told what to say.
-        desk: between it and the service.
-        service: connects as soon as it can.
-        loop: everything runs on.
-    """
-
-    def __init__(self, broker: brokers.Broker) -> None:
-        self.loop = Loop()
-        self.engine = FakeEngine()
-        self.desk = Desk(self.engine, Card("smollm2", "f" * 64, 512), request_seconds=3600)
-        mqtt = Mqtt(broker, (f"edge-llm/{DEVICE}/response/",))
-        self.service = Service(self.desk, mqtt, DEVICE, Limits(request_bytes=4096))
-        self.loop.start(self.service.run())
-
-    def close(self) -> None:
-        self.engine.close()
-        self.loop.run(self.service.close())
-        self.loop.close()
 
 
 Start = Callable[[brokers.Broker], Unit]
@@ -398,14 +372,6 @@ def _certificate(path: Path) -> None:
     files = ["-nodes", "-keyout", f"{path}.key", "-out", f"{path}.pem", "-days", "2"]
     names = ["-subj", "/CN=unit", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command, *files, *names], check=True, capture_output=True, timeout=60)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Looks again and again until it is so."""
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @contextmanager

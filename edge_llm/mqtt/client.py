@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -24,6 +24,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from edge_llm.errors import EdgeLLMError, RequestError
 from edge_llm.mqtt.broker import Broker
 from edge_llm.mqtt.messages import Topics
+from edge_llm.request import Message
 
 DUPLICATE = 409  # our own request came twice; its answer is on the way
 
@@ -42,14 +43,19 @@ class Piece:
 
 
 def ask(
-    broker: Broker, device: str, prompt: str, *, seconds: float = 60.0, **fields: object
+    broker: Broker,
+    device: str,
+    prompt: str | Sequence[Message],
+    *,
+    seconds: float = 60.0,
+    **fields: object,
 ) -> Iterator[Piece]:
     """Send a request and yield the answer as it comes.
 
     Args:
         broker: where both are connected.
         device: its name.
-        prompt: what to ask.
+        prompt: what to ask, or the messages of a conversation.
         seconds: for all of it; the request expires then.
         fields: more of the request, like ``max_tokens``; see docs/wire.md.
 
@@ -57,11 +63,11 @@ def ask(
         RequestError: the device refuses.
         EdgeLLMError: no broker, no device, or no answer in time.
     """
-    payload = json.dumps({"prompt": prompt, **fields}).encode()
+    asked = {"prompt" if isinstance(prompt, str) else "messages": prompt, **fields}
     with Conversation(broker, device, time.monotonic() + seconds) as conversation:
         conversation.wait_for_device()
-        conversation.publish(payload)
-        said = ""
+        conversation.publish(json.dumps(asked).encode())
+        said, chunks = "", 0
         while True:
             status, body = conversation.next_reply()
             if status == DUPLICATE:
@@ -69,18 +75,22 @@ def ask(
             if "error" in body:
                 error = body["error"]
                 raise RequestError(status, error["type"], error["message"], error.get("field"))
-            if body["type"] == "chunk":
+            if body["type"] == "chunk" and body["number"] == chunks + 1:
+                chunks += 1
                 said += body["text"]
                 yield Piece(body["text"])
             elif body["type"] == "final":
-                # Chunks may be lost, the final never: what is missing of the end comes with it.
-                whole: str = body["text"]
-                yield Piece(whole[len(said) :] if whole.startswith(said) else "", body)
+                # Chunks may be lost, the final never: what follows a gap comes with it.
+                yield Piece(body["text"][len(said) :], body)
                 return
 
 
 class Conversation:
-    """A connection to the broker for one request."""
+    """A connection to the broker for one request.
+
+    Where it breaks, paho makes it anew and the request is sent again: a device that has it already
+    says so, and one that has answered answers the same.
+    """
 
     def __init__(self, broker: Broker, device: str, until: float) -> None:
         self._broker = broker
@@ -89,7 +99,8 @@ class Conversation:
         self._topics = Topics.of(device)
         self._reply_to = f"edge-llm/{device}/response/{secrets.token_hex(8)}"
         self._correlation = secrets.token_bytes(16)
-        self._arrived: SimpleQueue[MQTTMessage] = SimpleQueue()
+        self._payload: bytes | None = None
+        self._arrived: SimpleQueue[MQTTMessage | EdgeLLMError] = SimpleQueue()
         self._client = Client(
             CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5, client_id=""
         )
@@ -112,6 +123,7 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        self._client.on_connect = self._client.on_message = None  # so that it is freed now
 
     def wait_for_device(self) -> None:
         """Until its retained status says that it is there."""
@@ -125,6 +137,7 @@ class Conversation:
 
     def publish(self, payload: bytes) -> None:
         """Send the request, with the time that is left as its expiry."""
+        self._payload = payload
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.ResponseTopic = self._reply_to
         properties.CorrelationData = self._correlation
@@ -144,9 +157,12 @@ class Conversation:
 
     def _next(self, problem: str) -> MQTTMessage:
         try:
-            return self._arrived.get(timeout=max(0.0, self._until - time.monotonic()))
+            arrived = self._arrived.get(timeout=max(0.0, self._until - time.monotonic()))
         except Empty:
             raise EdgeLLMError(problem) from None
+        if isinstance(arrived, EdgeLLMError):
+            raise arrived
+        return arrived
 
     def _subscribe(
         self,
@@ -156,7 +172,13 @@ class Conversation:
         reason: ReasonCode,
         p: Properties | None,
     ) -> None:
+        if reason.is_failure:
+            refusal = f"the broker {self._broker.url} refuses us: {reason}"
+            self._arrived.put(EdgeLLMError(refusal))
+            return
         client.subscribe([(self._reply_to, 1), (self._topics.status, 1)])
+        if self._payload is not None:
+            self.publish(self._payload)
 
     def _receive(self, client: Client, data: Any, message: MQTTMessage) -> None:
         self._arrived.put(message)

@@ -1,0 +1,149 @@
+"""The client that people and programs ask a device with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_llm.errors import EdgeLLMError, RequestError
+from edge_llm.mqtt import broker as brokers
+from edge_llm.mqtt import service as services
+from edge_llm.mqtt.client import Piece, ask
+from edge_llm.mqtt.coalescer import Coalescer
+from tests.broker import Broker, free_port
+from tests.fake_device import Unit, wait_until
+from tests.fake_engine import WAIT
+from tests.serving import DEVICE
+
+
+@pytest.fixture
+def broker(mosquitto: Broker) -> brokers.Broker:
+    return brokers.Broker("127.0.0.1", mosquitto.port)
+
+
+@pytest.fixture
+def unit(broker: brokers.Broker) -> Iterator[Unit]:
+    with Unit(broker) as unit:
+        yield unit
+
+
+class Question:
+    """A question asked on a thread of its own.
+
+    Attributes:
+        pieces: what has come of the answer.
+    """
+
+    def __init__(self, broker: brokers.Broker, prompt: str | list[dict[str, str]]) -> None:
+        self.pieces: list[Piece] = []
+        self._thread = threading.Thread(target=self._ask, args=(broker, prompt))
+        self._thread.start()
+
+    def _ask(self, broker: brokers.Broker, prompt: str | list[dict[str, str]]) -> None:
+        for piece in ask(broker, DEVICE, prompt, seconds=WAIT, max_tokens=5):
+            self.pieces.append(piece)
+
+    def answer(self) -> str:
+        self._thread.join(WAIT)
+        assert self.pieces[-1].final is not None
+        text = "".join(piece.text for piece in self.pieces)
+        assert text == self.pieces[-1].final["text"]
+        return text
+
+
+def test_an_answer_comes_in_pieces(unit: Unit, broker: brokers.Broker) -> None:
+    question = Question(broker, "Hello")
+    job = unit.engine.next_job()
+    assert (job.request.prompt, job.request.max_tokens) == ("Hello", 5)
+    assert job.request.deadline is not None
+    job.accept()
+    job.say("Par")
+    wait_until(lambda: bool(question.pieces))
+    job.say("is.")
+    job.finish()
+    assert question.answer() == "Paris."
+    assert question.pieces[0] == Piece("Par")
+    assert question.pieces[-1].final is not None
+    assert question.pieces[-1].final["usage"]["completion_tokens"] == 2
+
+
+def test_a_conversation_can_be_asked(unit: Unit, broker: brokers.Broker) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    question = Question(broker, messages)
+    job = unit.engine.next_job()
+    assert job.request.messages == tuple(messages)
+    job.finish(text="Hi.")
+    assert question.answer() == "Hi."
+
+
+def test_lost_chunks_come_with_the_final(
+    unit: Unit, broker: brokers.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = Coalescer(seconds=0)
+    monkeypatch.setattr(services, "Coalescer", lambda: chunks)
+    question = Question(broker, "Hello")
+    job = unit.engine.next_job()
+    job.say("The ")
+    wait_until(lambda: bool(question.pieces))
+    with monkeypatch.context() as nothing_fits:
+        nothing_fits.setattr(services, "MAX_BUFFERED", 0)
+        job.say("answer ")
+        wait_until(lambda: chunks.count == 2)
+        unit.loop.call(lambda: None)  # the turn in which that was is over
+    job.say("is ")
+    job.say("42.")
+    job.finish()
+    assert question.answer() == "The answer is 42."
+    assert [piece.text for piece in question.pieces] == ["The ", "answer is 42."]
+
+
+def test_an_answer_survives_the_broker(
+    unit: Unit, broker: brokers.Broker, mosquitto: Broker
+) -> None:
+    question = Question(broker, "Hello")
+    job = unit.engine.next_job()
+    job.say("Par")
+    wait_until(lambda: bool(question.pieces))
+    mosquitto.stop()
+    job.say("is.")
+    job.finish()
+    mosquitto.start()
+    assert question.answer() == "Paris."
+
+
+def test_a_refusal_is_raised(unit: Unit, broker: brokers.Broker) -> None:
+    with pytest.raises(RequestError, match="temperature must be") as caught:
+        list(ask(broker, DEVICE, "Hello", temperature=-1))
+    assert (caught.value.status, caught.value.field) == (400, "temperature")
+
+
+def test_a_device_that_is_not_there_is_said(broker: brokers.Broker) -> None:
+    with pytest.raises(EdgeLLMError, match=r"no device absent on mqtt://127\.0\.0\.1:"):
+        list(ask(broker, "absent", "Hello", seconds=0.2))
+
+
+def test_a_device_that_has_left_is_said(broker: brokers.Broker) -> None:
+    with Unit(broker) as unit:
+        question = Question(broker, "Hello")
+        unit.engine.next_job().finish()
+        question.answer()
+    with pytest.raises(EdgeLLMError, match=f"the device {DEVICE} is offline"):
+        list(ask(broker, DEVICE, "Hello", seconds=0.5))
+
+
+def test_a_broker_that_is_not_there_is_said() -> None:
+    nowhere = brokers.Broker("127.0.0.1", free_port())
+    with pytest.raises(EdgeLLMError, match=r"cannot reach the broker .*: Connection refused"):
+        list(ask(nowhere, DEVICE, "Hello"))
+
+
+def test_a_broker_that_refuses_us_is_said(tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.write_text("")
+    with Broker(tmp_path, f"password_file {users}", "allow_anonymous false") as closed:
+        broker = brokers.Broker("127.0.0.1", closed.port)
+        with pytest.raises(EdgeLLMError, match="refuses us: Not authorized"):
+            list(ask(broker, DEVICE, "Hello"))

@@ -166,7 +166,7 @@ class Desk:
 
     async def self_test(self) -> Finished:
         """Lets the model say one token; the desk is ready when that has worked."""
-        async with self.ask(Request(prompt="Hello", max_tokens=1)) as stream:
+        async with self.ask(Request(prompt="Hello", raw=True, max_tokens=1)) as stream:
             last = [event async for event in stream][-1]
         if isinstance(last, Failed):
             raise last.error

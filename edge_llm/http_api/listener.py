@@ -75,12 +75,23 @@ def tcp_socket(address: tuple[str, int]) -> socket.socket:
 
 def inherited_sockets() -> list[socket.socket]:
     """What systemd listens on for us (socket activation); none where it does not."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
         return []
-    count = int(os.environ.get("LISTEN_FDS", "0"))
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)  # they are not meant for our children
-    sockets = [socket.socket(fileno=fd) for fd in range(FIRST_FD, FIRST_FD + count)]
-    for each in sockets:
-        each.set_inheritable(False)
-    return sockets
+    return [_inherited(fd) for fd in range(FIRST_FD, FIRST_FD + int(count))]
+
+
+def _inherited(fd: int) -> socket.socket:
+    try:
+        inherited = socket.socket(fileno=fd)
+    except OSError as error:
+        raise ConfigError(
+            f"file descriptor {fd}: {error.strerror}; systemd says it is a socket"
+        ) from None
+    if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        inherited.close()
+        raise ConfigError(f"file descriptor {fd}: does not listen; the unit needs ListenStream=")
+    inherited.set_inheritable(False)
+    return inherited

@@ -10,9 +10,11 @@ import pytest
 
 from edge_llm.errors import EdgeLLMError, RequestError
 from edge_llm.mqtt import broker as brokers
+from edge_llm.mqtt import client as clients
 from edge_llm.mqtt import service as services
 from edge_llm.mqtt.client import Piece, ask
 from edge_llm.mqtt.coalescer import Coalescer
+from edge_llm.mqtt.outbox import Outbox
 from tests.broker import Broker, free_port
 from tests.fake_device import Unit, wait_until
 from tests.fake_engine import WAIT
@@ -112,6 +114,22 @@ def test_an_answer_survives_the_broker(
     job.finish()
     mosquitto.start()
     assert question.answer() == "Paris."
+
+
+def test_a_lost_final_is_asked_for_again(
+    unit: Unit, broker: brokers.Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a subscriber so slow that its broker drops what it should keep."""
+    monkeypatch.setattr(clients, "QUIET_SECONDS", 0.1)
+    question = Question(broker, "Hello")
+    job = unit.engine.next_job()
+    lost = threading.Event()
+    with monkeypatch.context() as lossy:
+        lossy.setattr(Outbox, "put", lambda *_: lost.set())
+        job.finish(text="Paris.")
+        assert lost.wait(WAIT)
+    assert question.answer() == "Paris."
+    assert unit.engine.asked() == 1
 
 
 def test_a_refusal_is_raised(unit: Unit, broker: brokers.Broker) -> None:

@@ -8,6 +8,7 @@ print(piece.final["usage"])
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from edge_llm.mqtt.messages import Topics
 from edge_llm.request import Message
 
 DUPLICATE = 409  # our own request came twice; its answer is on the way
+QUIET_SECONDS = 10.0  # without a reply until the request is sent again
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def ask(
 class Conversation:
     """A connection to the broker for one request.
 
-    Where it breaks, paho makes it anew and the request is sent again: a device that has it already
-    says so, and one that has answered answers the same.
+    Where it breaks paho makes it anew. Then, and whenever nothing comes for a while, the request is
+    sent again: a device that has it already says so, and one that has answered answers the same.
     """
 
     def __init__(self, broker: Broker, device: str, until: float) -> None:
@@ -130,7 +132,7 @@ class Conversation:
         problem = f"no device {self._device} on {self._broker.url}: is `edge-llm serve` running?"
         while True:
             message = self._next(problem)
-            if message.topic == self._topics.status:
+            if message is not None and message.topic == self._topics.status:
                 if json.loads(message.payload)["status"] != "offline":
                     return
                 problem = f"the device {self._device} is offline"
@@ -148,17 +150,25 @@ class Conversation:
     def next_reply(self) -> tuple[int, dict[str, Any]]:
         """The status and the body of the next reply to our request."""
         while True:
-            message = self._next(f"no answer from {self._device} in time")
+            message = self._next(f"no answer from {self._device} in time", QUIET_SECONDS)
+            if message is None:
+                assert self._payload is not None  # there is no reply before the request
+                self.publish(self._payload)
+                continue
             properties = message.properties
             if getattr(properties, "CorrelationData", None) != self._correlation:
                 continue
             status = dict(getattr(properties, "UserProperty", ())).get("status", "200")
             return int(status), json.loads(message.payload)
 
-    def _next(self, problem: str) -> MQTTMessage:
+    def _next(self, problem: str, patience: float = math.inf) -> MQTTMessage | None:
+        """The next message, None if there is none in so many seconds; ``problem`` at the end."""
+        left = self._until - time.monotonic()
         try:
-            arrived = self._arrived.get(timeout=max(0.0, self._until - time.monotonic()))
+            arrived = self._arrived.get(timeout=max(0.0, min(patience, left)))
         except Empty:
+            if patience < left:
+                return None
             raise EdgeLLMError(problem) from None
         if isinstance(arrived, EdgeLLMError):
             raise arrived

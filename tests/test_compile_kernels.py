@@ -30,12 +30,15 @@ TARGET_NAMES = runnable_targets()
 COLUMNS = 128
 
 
-def activations(values: Argument, scales: Argument, totals: Argument) -> Activations:
+def activations(
+    values: Argument, scales: Argument, offsets: Argument, sums: Argument
+) -> Activations:
     return Activations(
         values.array("int8"),
         values.array("int32"),
         scales.array("float32"),
-        totals.array("int32"),
+        offsets.array("int32"),
+        sums.array("float32"),
         COLUMNS,
     )
 
@@ -81,7 +84,7 @@ def test_tile_is_the_numerics(target: str, name: str) -> None:
             COLUMNS,
             group,
         )
-        source, out = activations(a[3], a[4], a[5]), a[6].array("float32")
+        source, out = activations(a[3], a[4], a[5], a[6]), a[7].array("float32")
         block = [source.row(T.int32(m)) for m in range(tokens)]
         multiply(isa, tiles, block, rows, lambda m, row, v: out.store(m * 16 + row, v))
         one = out.at(tokens * 16)
@@ -94,14 +97,16 @@ def test_tile_is_the_numerics(target: str, name: str) -> None:
         packed = isa.layout.pack4(weight.q)
     else:
         packed = isa.layout.pack8((weight.q.astype(np.int16) + isa.BYTE_BIAS).astype(np.uint8))
+    totals = q.sum(-1, dtype=np.int32)
     out = zeros((tokens + 1, 16), np.float32)
-    Kernel(target, 7, emit)(
+    Kernel(target, 8, emit)(
         aligned(packed),
         aligned(side_by_side(weight.scale, 0)),
         aligned(side_by_side(weight.scale if minimum is None else minimum, 0)),
         aligned(q),
         aligned(scale),
-        aligned(q.astype(np.int32).sum(-1, dtype=np.int32)),
+        aligned(totals * np.int32(-8)),
+        aligned(totals.astype(np.float32) * scale),
         out,
     )
     expected = numerics.linear(q, scale, weight)
@@ -130,17 +135,20 @@ def test_exp_and_silu_are_the_numerics(target: str) -> None:
 def test_norm_is_the_numerics(target: str) -> None:
     def emit(*a: Argument) -> None:
         x, weight = a[0].array("float32"), a[1].array("float32")
-        normalize(x, weight, 1e-5, activations(a[2], a[3], a[4]))
+        normalize(x, weight, 1e-5, activations(a[2], a[3], a[4], a[5]))
 
     random = np.random.default_rng(6)
     x, weight = (aligned(random.standard_normal(COLUMNS).astype(np.float32)) for _ in range(2))
     q = zeros(COLUMNS, np.int8)
-    scale, total = zeros(COLUMNS // 32, np.float32), zeros(COLUMNS // 32, np.int32)
-    Kernel(target, 5, emit)(x, weight, q, scale, total)
+    scale, sums = (zeros(COLUMNS // 32, np.float32) for _ in range(2))
+    offsets = zeros(COLUMNS // 32, np.int32)
+    Kernel(target, 6, emit)(x, weight, q, scale, offsets, sums)
     expected, scales = numerics.quantize_activations(numerics.rms_norm(x[None], weight, 1e-5))
     assert (q.reshape(expected[0].shape) == expected[0]).all()
     assert same_bits(scale, scales[0])
-    assert (total == expected[0].astype(np.int32).sum(-1)).all()
+    totals = expected[0].sum(-1, dtype=np.int32)
+    assert (offsets == -8 * totals).all()
+    assert same_bits(sums, totals.astype(np.float32) * scales[0])
 
 
 @pytest.mark.parametrize("target", TARGET_NAMES)

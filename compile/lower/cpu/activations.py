@@ -1,4 +1,4 @@
-"""Quantized activations in the workspace: int8 values, and a scale and a sum a group of 32."""
+"""Quantized activations in the workspace: int8 values, and a scale and sums a group of 32."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ class Activations:
         values: int8 [rows, columns].
         quads: the same memory as int32, four values an element.
         scales: float32 [rows, columns / 32].
-        totals: int32 [rows, columns / 32], the sum of each group's values.
+        offsets: int32 [rows, columns / 32], -8·Σa of each group: what weights stored as q instead
+            of q - 8 add too much.
+        sums: float32 [rows, columns / 32], scale·Σa: what a weight's minimum is multiplied with.
         columns: length of a row.
     """
 
     values: Array
     quads: Array
     scales: Array
-    totals: Array
+    offsets: Array
+    sums: Array
     columns: int
 
     @property
@@ -51,7 +54,8 @@ class Activations:
             self.values.at(index * ACTIVATION_GROUP),
             self.quads.at(index * (ACTIVATION_GROUP // 4)),
             self.scales.at(index),
-            self.totals.at(index),
+            self.offsets.at(index),
+            self.sums.at(index),
             self.columns,
         )
 
@@ -61,8 +65,9 @@ class Activations:
         for half, q in enumerate(values):
             self.values.store(half * LANES, T.cast(q, "int8x16"))
         self.scales.store(0, scale * T.float32(factor) if factor != 1.0 else scale)
-        total = intrinsic("llvm.vector.reduce.add", "int32", values[0] + values[1])
-        self.totals.store(0, total)
+        total = bind(intrinsic("llvm.vector.reduce.add", "int32", values[0] + values[1]))
+        self.offsets.store(0, total * T.int32(-8))
+        self.sums.store(0, T.cast(total, "float32") * scale)
 
 
 def quantize(first: Expr, second: Expr) -> tuple[tuple[Expr, Expr], Expr]:

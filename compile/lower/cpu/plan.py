@@ -101,14 +101,24 @@ class WeightPlan:
 
 
 @dataclass(frozen=True)
+class QuantizedRegions:
+    """Quantized vectors (:class:`compile.lower.cpu.activations.Activations`)."""
+
+    values: Region
+    scales: Region
+    offsets: Region
+    sums: Region
+
+
+@dataclass(frozen=True)
 class WorkspacePlan:
     """What a step writes besides the cache: quantized vectors and scores."""
 
     x: Region  # float32 [rows, width]: the residual stream
-    normed: tuple[Region, Region, Region]  # int8, float32 scales, int32 totals
-    q: tuple[Region, Region, Region]
-    attended: tuple[Region, Region, Region]
-    gated: tuple[Region, Region, Region]
+    normed: QuantizedRegions
+    q: QuantizedRegions
+    attended: QuantizedRegions
+    gated: QuantizedRegions
     scores: Region  # float32 [threads, context]
     tile_sums: Region  # float32 [threads, tiles of a unit · tokens of a block · 16]
     size: int
@@ -196,11 +206,13 @@ class Plan:
         """Where each intermediate stands."""
         config, layout = self.config, Layout()
 
-        def quantized(name: str, rows: int, columns: int) -> tuple[Region, Region, Region]:
-            return (
+        def quantized(name: str, rows: int, columns: int) -> QuantizedRegions:
+            groups = (rows, columns // 32)
+            return QuantizedRegions(
                 layout.add(name, "int8", (rows, columns)),
-                layout.add(f"{name}.scales", "float32", (rows, columns // 32)),
-                layout.add(f"{name}.totals", "int32", (rows, columns // 32)),
+                layout.add(f"{name}.scales", "float32", groups),
+                layout.add(f"{name}.offsets", "int32", groups),
+                layout.add(f"{name}.sums", "float32", groups),
             )
 
         heads = config.heads * config.head_dim

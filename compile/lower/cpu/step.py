@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
@@ -24,7 +24,7 @@ from compile.lower.cpu.embedding import embed
 from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.memory import Array, Expr, Pointer
 from compile.lower.cpu.norm import normalize
-from compile.lower.cpu.plan import MatrixPlan, Plan, Region, matrix_stages
+from compile.lower.cpu.plan import MatrixPlan, Plan, QuantizedRegions, Region, matrix_stages
 from compile.lower.cpu.stages import Attend, GateAndUp, ProjectAndAdd, ProjectAndCache
 from compile.lower.cpu.tile import ROWS, Tiles, multiply
 from compile.lower.cpu.vector import LANES, bind, fma, silu
@@ -363,21 +363,20 @@ class Step:
 
     def quantized(self, name: str) -> Activations:
         """The quantized vectors ``name`` of the workspace plan."""
-        values, scales, totals = getattr(self.plan.workspace, name)
+        regions: QuantizedRegions = getattr(self.plan.workspace, name)
         return Activations(
-            self.region(self.workspace, values),
-            self.workspace.array("int32", values.offset),
-            self.region(self.workspace, scales),
-            self.region(self.workspace, totals),
-            values.shape[1],
+            self.region(self.workspace, regions.values),
+            self.workspace.array("int32", regions.values.offset),
+            self.region(self.workspace, regions.scales),
+            self.region(self.workspace, regions.offsets),
+            self.region(self.workspace, regions.sums),
+            regions.values.shape[1],
         )
 
     def head(self, name: str, group: Expr) -> Activations:
         """One head of the quantized vectors ``name``, from its first group on."""
         whole = self.quantized(name).group(group)
-        return Activations(
-            whole.values, whole.quads, whole.scales, whole.totals, self.plan.config.head_dim
-        )
+        return replace(whole, columns=self.plan.config.head_dim)
 
     def scores(self, task: Expr) -> Array:
         """A thread's scratch for attention scores."""

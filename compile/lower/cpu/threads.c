@@ -43,6 +43,10 @@ static Event passed;    /* bumped when all threads have reached a barrier */
 static _Alignas(64) _Atomic int arrived;
 static _Atomic int failed;
 
+static int64_t *profile; /* nanoseconds of each stage, added up over the steps; NULL: not kept */
+static int stage;
+static int64_t stage_began;
+
 static FTVMParallelLambda task;
 static void *task_data;
 static int threads = 1;
@@ -100,10 +104,18 @@ static void place(int id) {
     }
 }
 
+/* By the last thread to reach a barrier, while the others wait. */
+static void end_stage(void) {
+    int64_t now = now_nanoseconds();
+    profile[stage++] += now - stage_began;
+    stage_began = now;
+}
+
 static void meet(void) {
     uint32_t seen = atomic_load_explicit(&passed.value, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&arrived, 1, memory_order_acq_rel) == threads - 1) {
         atomic_store_explicit(&arrived, 0, memory_order_relaxed);
+        if (profile) end_stage();
         event_signal(&passed);
     } else {
         event_wait(&passed, seen);
@@ -134,6 +146,8 @@ static int launch(FTVMParallelLambda lambda, void *data, int count) {
     task = lambda;
     task_data = data;
     atomic_store(&failed, 0);
+    stage = 0;
+    if (profile) stage_began = now_nanoseconds();
     if (threads > 1 && !caller_is_placed) place(0);
     caller_is_placed = 1;
     if (threads > 1) event_signal(&launched);
@@ -144,9 +158,13 @@ static int launch(FTVMParallelLambda lambda, void *data, int count) {
 static int barrier(int id, TVMParallelGroupEnv *env) {
     (void)id;
     (void)env;
-    if (threads > 1) meet();
+    if (threads > 1 || profile) meet();
     return 0;
 }
+
+/* From now on add the time of each stage to `nanoseconds`, which holds one for every barrier of a
+ * step; NULL ends that. Not during a step. */
+void edge_profile(int64_t *nanoseconds) { profile = nanoseconds; }
 
 void edge_threads_stop(void) {
     stopping = 1;

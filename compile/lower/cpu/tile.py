@@ -41,6 +41,11 @@ class Tiles:
     group: int
 
     @property
+    def zero(self) -> int:
+        """What a stored 4-bit value counts as nothing."""
+        return 8 if self.bits == 4 and self.minimums is None else 0
+
+    @property
     def tile_bytes(self) -> int:
         """Bytes of one tile's ``data``."""
         return self.columns * ROWS * self.bits // 8
@@ -73,15 +78,15 @@ def multiply(
     per_pass = rows // isa.LANES
     for first in range(0, ROWS // isa.LANES, per_pass):
         parts = range(first, first + per_pass)
-        sums = local("float32", len(tokens) * rows)
-        for i in range(len(tokens) * per_pass):
-            sums.store(i * isa.LANES, splat(T.float32(0), isa.LANES))
+        sums = [local("float32", rows) for _ in tokens]
+        for array in sums:
+            for i in range(per_pass):
+                array.store(i * isa.LANES, splat(T.float32(0), isa.LANES))
         with T.serial(T.int64(0), T.int64(tiles.columns // 32)) as g:
             add_group(isa, tiles, [token.group(g) for token in tokens], parts, sums, g)
         for m in range(len(tokens)):
             for i, part in enumerate(parts):
-                value = sums.load((m * per_pass + i) * isa.LANES, isa.LANES)
-                emit(m, part * isa.LANES, value)
+                emit(m, part * isa.LANES, sums[m].load(i * isa.LANES, isa.LANES))
 
 
 def add_group(
@@ -89,12 +94,13 @@ def add_group(
     tiles: Tiles,
     tokens: Sequence[Activations],
     parts: range,
-    sums: Array,
+    sums: Sequence[Array],
     g: Expr,
 ) -> None:
-    """Add one group of 32 columns to ``sums``, float32 [tokens, parts·LANES]."""
+    """Add one group of 32 columns to each token's ``sums``, float32 [parts·LANES]."""
     lanes = isa.LANES
-    dots = isa.dot(tiles.bits, tiles.data.at(g * (64 * tiles.bits)), parts, tokens)
+    data = tiles.data.at(g * (64 * tiles.bits))
+    dots = isa.dot(tiles.bits, tiles.zero, data, parts, tokens)
     base = g // (tiles.group // 32) * ROWS
 
     def per_row(array: Array) -> list[Expr]:
@@ -108,13 +114,8 @@ def add_group(
     for m, token in enumerate(tokens):
         s = splat(bind(token.scales.load()), lanes)
         for i in range(len(parts)):
-            at = (m * len(parts) + i) * lanes
-            y = sums.load(at, lanes)
-            dot, total = dots[m][i], None
+            y = sums[m].load(i * lanes, lanes)
+            y = fma(scales[i], T.cast(dots[m][i], f"float32x{lanes}") * s, y)
             if minimums is not None:
-                total = bind(token.totals.load())
-                dot = dot + splat(bind(total * T.int32(8)), lanes)
-            y = fma(scales[i], T.cast(dot, f"float32x{lanes}") * s, y)
-            if minimums is not None:
-                y = fma(minimums[i], splat(T.cast(total, "float32"), lanes) * s, bind(y))
-            sums.store(at, y)
+                y = fma(minimums[i], splat(token.sums.load(), lanes), bind(y))
+            sums[m].store(i * lanes, y)

@@ -5,12 +5,12 @@ Each module has
     BLOCK               (tokens, rows) that its registers hold at once in a prefill
     BYTE_BIAS           what an 8-bit weight is stored with added: 128 where it must be unsigned
     layout              where the weights of a tile stand: the module ``quads`` or ``columns``
-    dot(bits, data, parts, tokens) -> sums
+    dot(bits, zero, data, parts, tokens) -> sums
 
 ``dot`` multiplies one group of 32 columns of a tile: ``data`` is its packed bytes, ``parts`` the
 range of LANES-row parts wanted, ``tokens`` the activations of each token. It returns, for each
-token and part, the exact int32 sums of ``q·a``: 4-bit weights count as ``q - 8``, 8-bit ones are
-signed.
+token and part, the exact int32 sums of ``q·a``: 4-bit weights count as ``q - zero``, 8-bit ones
+are signed.
 """
 
 from __future__ import annotations

@@ -19,12 +19,16 @@ layout = quads
 BYTES = 4 * LANES
 
 
-def dot(bits: int, data: Array, parts: range, tokens: Sequence[Activations]) -> list[list[Expr]]:
+def dot(
+    bits: int, zero: int, data: Array, parts: range, tokens: Sequence[Activations]
+) -> list[list[Expr]]:
     """See :mod:`compile.lower.cpu.isa`."""
-    return (dot4 if bits == 4 else dot8)(data, parts, tokens)
+    return dot4(zero, data, parts, tokens) if bits == 4 else dot8(data, parts, tokens)
 
 
-def dot4(data: Array, parts: range, tokens: Sequence[Activations]) -> list[list[Expr]]:
+def dot4(
+    zero: int, data: Array, parts: range, tokens: Sequence[Activations]
+) -> list[list[Expr]]:
     """Pairs reach 2·15·127; eight of them stay below 2^15, so a group is summed in 16 bits."""
     pairs: list[list[Expr]] = [[None] * len(parts) for _ in tokens]
     for quad, index, weights in quads.unsigned(4, data, parts, BYTES):
@@ -32,12 +36,12 @@ def dot4(data: Array, parts: range, tokens: Sequence[Activations]) -> list[list[
             product = multiply_pairs(weights, activations(token, quad))
             before = pairs[m][index]
             pairs[m][index] = bind(product if before is None else before + product)
+    sums = [[bind(add_pairs(pair)) for pair in row] for row in pairs]
+    if zero == 0:
+        return sums
     return [
-        [
-            bind(add_pairs(pair) + splat(bind(token.totals.load() * T.int32(-8)), LANES))
-            for pair in row
-        ]
-        for token, row in zip(tokens, pairs, strict=True)
+        [bind(value + splat(token.offsets.load(), LANES)) for value in row]
+        for token, row in zip(tokens, sums, strict=True)
     ]
 
 

@@ -19,12 +19,13 @@ layout = quads
 BYTES = 4 * LANES
 
 
-def dot(bits: int, data: Array, parts: range, tokens: Sequence[Activations]) -> list[list[Expr]]:
+def dot(
+    bits: int, zero: int, data: Array, parts: range, tokens: Sequence[Activations]
+) -> list[list[Expr]]:
     """See :mod:`compile.lower.cpu.isa`."""
     loaded = [[bind(token.quads.load(4 * i, 4)) for i in range(2)] for token in tokens]
     sums = [
-        [splat(bind(token.totals.load() * T.int32(-8)) if bits == 4 else T.int32(0), LANES)]
-        * len(parts)
+        [splat(token.offsets.load() if zero else T.int32(0), LANES)] * len(parts)
         for token in tokens
     ]
     for quad, index, stored in quads.unsigned(bits, data, parts, BYTES):

@@ -23,18 +23,20 @@ BYTES = ROWS  # of one column
 HALF = BYTES // 2
 
 
-def dot(bits: int, data: Array, parts: range, tokens: Sequence[Activations]) -> list[list[Expr]]:
+def dot(
+    bits: int, zero: int, data: Array, parts: range, tokens: Sequence[Activations]
+) -> list[list[Expr]]:
     """See :mod:`compile.lower.cpu.isa`; always all 16 rows of the tile."""
     if len(parts) * LANES != ROWS:
         raise ValueError("a tile of columns is multiplied whole")
-    return (dot4 if bits == 4 else dot8)(data, tokens)
+    return dot4(zero, data, tokens) if bits == 4 else dot8(data, tokens)
 
 
-def dot4(data: Array, tokens: Sequence[Activations]) -> list[list[Expr]]:
+def dot4(zero: int, data: Array, tokens: Sequence[Activations]) -> list[list[Expr]]:
     """All 32 columns in 16 bits: the sum of (q-8)·a fits, and what wraps on the way wraps back."""
     sums = local("int16", len(tokens) * ROWS)
     for m, token in enumerate(tokens):
-        start = splat(bind(T.cast(token.totals.load() * T.int32(-8), "int16")), HALF)
+        start = splat(bind(T.cast(token.offsets.load(), "int16")), HALF)
         store_halves(sums, m, [start, start])
     with T.serial(T.int32(COLUMNS // PER_PASS)) as i:
         for j in range(PER_PASS // 2):
@@ -47,7 +49,13 @@ def dot4(data: Array, tokens: Sequence[Activations]) -> list[list[Expr]]:
                     before = load_halves(sums, m)
                     a = token.values.load(column)
                     store_halves(sums, m, multiply_add(before, weights, a))
-    return [[w for half in load_halves(sums, m) for w in widen(half)] for m in range(len(tokens))]
+    wide = [[w for half in load_halves(sums, m) for w in widen(half)] for m in range(len(tokens))]
+    if zero == 8:
+        return wide
+    return [
+        [w - splat(token.offsets.load(), LANES) for w in row]
+        for token, row in zip(tokens, wide, strict=True)
+    ]
 
 
 def dot8(data: Array, tokens: Sequence[Activations]) -> list[list[Expr]]:

@@ -15,16 +15,21 @@ BYTE_BIAS = 128
 
 
 def dot(
-    lanes: int, bits: int, data: Array, parts: range, tokens: Sequence[Activations]
+    lanes: int, bits: int, zero: int, data: Array, parts: range, tokens: Sequence[Activations]
 ) -> list[list[Expr]]:
     """See :mod:`compile.lower.cpu.isa`; ``lanes`` of 32 bits are one register."""
-    zero = 8 if bits == 4 else BYTE_BIAS
     name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
-    sums = [
-        [splat(bind(token.totals.load() * T.int32(-zero)), lanes)] * len(parts) for token in tokens
-    ]
+    sums = [[start(bits, zero, token, lanes)] * len(parts) for token in tokens]
     for quad, index, weights in quads.unsigned(bits, data, parts, 4 * lanes):
         for m, token in enumerate(tokens):
             a = T.reinterpret(splat(token.quads.load(quad), lanes), dtype=f"int8x{4 * lanes}")
             sums[m][index] = bind(intrinsic(name, f"int32x{lanes}", sums[m][index], weights, a))
     return sums
+
+
+def start(bits: int, zero: int, token: Activations, lanes: int) -> Expr:
+    """What takes the bias of unsigned weights off their sum."""
+    if bits == 4 and zero == 0:
+        return splat(T.int32(0), lanes)
+    offset = splat(token.offsets.load(), lanes)
+    return bind(offset if bits == 4 else T.shift_left(offset, splat(T.int32(4), lanes)))

@@ -1,16 +1,21 @@
-"""Attention of one query over the pages of its sequence (:func:`compile.numerics.attend`)."""
+"""Attention over the pages of a sequence (:func:`compile.numerics.attend`).
+
+In three parts, for several queries of one KV head at a time, so that its keys and values are read
+and widened once for all of them: :func:`score` a page, :func:`weigh` a query's scores,
+:func:`combine` the values of one group of 32 dimensions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import Activations
-from compile.lower.cpu.cache import PAGE_POSITIONS, HeadPage
+from compile.lower.cpu.cache import GROUP, PAGE_POSITIONS, HeadPage
 from compile.lower.cpu.memory import Array, Expr, local
-from compile.lower.cpu.tile import ROWS, multiply
+from compile.lower.cpu.tile import multiply
 from compile.lower.cpu.vector import (
     LANES,
     add_lanes,
@@ -27,74 +32,95 @@ LOWEST = -3.0e38  # the score of a position that is not there
 Pages = Callable[[Expr], HeadPage]  # from a sequence's logical page to the memory it has
 
 
-def attend(
-    isa: ModuleType,
-    q: Activations,
-    pages: Pages,
-    position: Expr,
-    scores: Array,
-    out: Activations,
-) -> None:
-    """Positions 0 … ``position`` weighted by their softmax score, quantized into ``out``.
-
-    ``scores`` is float32 scratch for every position, rounded up to a page.
-    """
-    count = bind(position // PAGE_POSITIONS + 1)
-    largest = score(isa, q, pages, position, count, scores)
-    total = weigh(position, count, scores, largest)
-    groups = q.columns // 32
-    sums = local("float32", q.columns)
-    for i in range(2 * groups):
-        sums.store(i * LANES, constant(0.0))
-    with T.serial(count) as p:
-        page = pages(p)
-        with T.serial(T.min(PAGE_POSITIONS, position + 1 - p * PAGE_POSITIONS)) as slot:
-            weight = bind(scores.load(p * PAGE_POSITIONS + slot))
-            for group in range(groups):
-                scale, halves = page.value(slot, group)
-                w = splat(bind(weight * scale))
-                for half, lanes in enumerate(halves):
-                    at = (2 * group + half) * LANES
-                    sums.store(at, fma(w, lanes, sums.load(at, LANES)))
-    for group in range(groups):
-        first, second = (
-            bind(sums.load((2 * group + half) * LANES, LANES) / splat(total)) for half in range(2)
-        )
-        out.group(group).write(first, second)
-
-
 def score(
     isa: ModuleType,
-    q: Activations,
-    pages: Pages,
-    position: Expr,
-    count: Expr,
-    scores: Array,
-) -> Expr:
-    """Fill ``scores`` page by page; returns the largest."""
+    queries: Sequence[Activations],
+    positions: Sequence[Expr],
+    page: HeadPage,
+    first: Expr,
+    scores: Sequence[Array],
+) -> None:
+    """Each query's scores of the page whose first position is ``first``.
+
+    Args:
+        positions: int32, of each query: later ones it may not see.
+        scores: float32, of each query, by position.
+    """
+    at_once, rows = isa.BLOCK
+    for start in range(0, len(queries), at_once):
+
+        def keep(m: int, row: int, sums: Expr, start: int = start) -> None:
+            at = first + row
+            seen = T.ramp(at, 1, isa.LANES) <= splat(positions[start + m], isa.LANES)
+            shown = T.Select(seen, sums, constant(LOWEST, isa.LANES))
+            scores[start + m].store(at, shown)
+
+        multiply(isa, page.keys, queries[start : start + at_once], rows, keep)
+
+
+def weigh(position: Expr, count: Expr, scores: Array, weights: Array) -> Expr:
+    """``e^(score - largest)`` of every position in ``count`` pages; returns their sum."""
     largest = local("float32", LANES)
     largest.store(0, constant(LOWEST))
     with T.serial(count) as p:
-        products = local("float32", ROWS)
-        multiply(isa, pages(p).keys, [q], ROWS, lambda _, row, sums: products.store(row, sums))
-        s = bind(T.Select(visible(p, position), products.load(0, LANES), constant(LOWEST)))
-        scores.store(p * PAGE_POSITIONS, s)
-        largest.store(0, T.max(largest.load(0, LANES), s))
-    return max_lanes(bind(largest.load(0, LANES)))
-
-
-def weigh(position: Expr, count: Expr, scores: Array, largest: Expr) -> Expr:
-    """Turn ``scores`` into ``e^(score - largest)``; returns their sum."""
+        largest.store(0, T.max(largest.load(0, LANES), scores.load(p * PAGE_POSITIONS, LANES)))
+    most = splat(max_lanes(bind(largest.load(0, LANES))))
     partial = local("float32", LANES)
     partial.store(0, constant(0.0))
     with T.serial(count) as p:
-        e = exp(scores.load(p * PAGE_POSITIONS, LANES) - splat(largest))
-        e = bind(T.Select(visible(p, position), e, constant(0.0)))
-        scores.store(p * PAGE_POSITIONS, e)
+        at = p * PAGE_POSITIONS
+        seen = T.ramp(at, 1, LANES) <= splat(position)
+        e = bind(T.Select(seen, exp(scores.load(at, LANES) - most), constant(0.0)))
+        weights.store(at, e)
         partial.store(0, partial.load(0, LANES) + e)
     return add_lanes(bind(partial.load(0, LANES)))
 
 
-def visible(page: Expr, position: Expr) -> Expr:
-    """Which of a page's positions the query may see."""
-    return T.ramp(page * PAGE_POSITIONS, 1, LANES) <= splat(position)
+def combine(
+    isa: ModuleType,
+    pages: Pages,
+    count: Expr,
+    group: Expr,
+    weights: Sequence[Array],
+    sums: Array,
+) -> None:
+    """The weighted sum of the values of ``count`` pages, one group of 32 dimensions.
+
+    Args:
+        weights: float32, of each query, by position; 0 where it may not see.
+        sums: float32 [queries, 32], what is written.
+    """
+    at_once = max(1, isa.REGISTERS * 3 // 4 * isa.LANES // GROUP)
+    for start in range(0, len(weights), at_once):
+        some = weights[start : start + at_once]
+        totals = [local("float32", GROUP) for _ in some]
+        for total in totals:
+            for half in range(2):
+                total.store(half * LANES, constant(0.0))
+        with T.serial(count) as p:
+            page = pages(p)
+            if isa.PREFETCH:
+                page.prefetch_values(group, isa.PREFETCH)
+            add_page(page, group, [w.at(p * PAGE_POSITIONS) for w in some], totals)
+        for i, total in enumerate(totals):
+            for half in range(2):
+                at = (start + i) * GROUP + half * LANES
+                sums.store(at, total.load(half * LANES, LANES))
+
+
+def add_page(
+    page: HeadPage, group: Expr, weights: Sequence[Array], totals: Sequence[Array]
+) -> None:
+    """Add a page's 16 positions, one after the other."""
+    scales = bind(page.value_scales(group))
+    scaled = [local("float32", PAGE_POSITIONS) for _ in weights]
+    for weight, product in zip(weights, scaled, strict=True):
+        w = bind(weight.load(0, PAGE_POSITIONS))
+        # Where a query sees nothing, neither does it see what another sequence left behind.
+        product.store(0, T.Select(w > constant(0.0), w * scales, constant(0.0)))
+    with T.serial(T.int32(PAGE_POSITIONS)) as slot:
+        halves = page.value(slot, group)
+        for product, total in zip(scaled, totals, strict=True):
+            w = splat(bind(product.load(slot)))
+            for half, lanes in enumerate(halves):
+                total.store(half * LANES, fma(w, lanes, total.load(half * LANES, LANES)))

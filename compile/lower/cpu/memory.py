@@ -58,6 +58,13 @@ class Array:
             [self.base + T.cast(index, "int64")], dtype if lanes == 1 else f"{dtype}x{lanes}"
         )
 
+    def prefetch(self, index: Expr) -> None:
+        """Ask for the cache line of an element that will be read soon; it need not exist."""
+        element = self.buffer[self.base + T.cast(index, "int64")]
+        name = T.llvm_lookup_intrinsic_id("llvm.prefetch")
+        operands = (T.address_of(element), T.int32(0), T.int32(3), T.int32(1))
+        T.evaluate(T.call_llvm_intrin(name, *operands, dtype="void"))
+
     def store(self, index: Expr, value: Expr) -> None:
         """Write one element or a vector of consecutive ones."""
         start = self.base + T.cast(index, "int64")

@@ -27,6 +27,7 @@ ROWS = 16  # of a tile
 MAX_ROWS = 128  # tokens of one step
 MAX_THREADS = 16
 MAX_BLOCK = 8  # tokens that a kernel holds in registers at once
+MAX_QUERIES = 8  # of one KV head that attend together
 UNIT_TILES = 4  # of the widest unit: two of gate, two of up
 
 
@@ -119,8 +120,9 @@ class WorkspacePlan:
     q: QuantizedRegions
     attended: QuantizedRegions
     gated: QuantizedRegions
-    scores: Region  # float32 [threads, context]
-    tile_sums: Region  # float32 [threads, tiles of a unit · tokens of a block · 16]
+    scores: Region  # float32 [heads, or threads · queries together; context]
+    weights: Region  # float32 [threads · query heads of a KV head, context]
+    tile_sums: Region  # float32 [threads, sums that a unit of any stage keeps aside]
     size: int
 
 
@@ -157,6 +159,31 @@ class Plan:
     def padded_context(self) -> int:
         """Positions rounded up to whole pages."""
         return -(-self.context // ROWS) * ROWS
+
+    @property
+    def score_columns(self) -> int:
+        """From one query's scores to the next: a page more, so that they share no cache set."""
+        return self.padded_context + ROWS
+
+    @property
+    def query_share(self) -> int:
+        """Query heads that read the same KV head."""
+        return self.config.heads // self.config.kv_heads
+
+    @property
+    def rows_together(self) -> int:
+        """Consecutive rows of a prompt whose queries of one KV head attend together."""
+        return max(1, MAX_QUERIES // self.query_share)
+
+    @property
+    def queries_together(self) -> int:
+        """Queries that attend together in a prefill."""
+        return self.rows_together * self.query_share
+
+    @property
+    def tile_sums(self) -> int:
+        """Floats of a unit: the tiles of a block of tokens, or a group of each query's output."""
+        return max(UNIT_TILES * MAX_BLOCK * ROWS, 32 * self.queries_together)
 
     @property
     def page(self) -> PageLayout:
@@ -223,10 +250,15 @@ class Plan:
             q=quantized("q", MAX_ROWS, heads),
             attended=quantized("attended", MAX_ROWS, heads),
             gated=quantized("gated", MAX_ROWS, config.ffn),
-            scores=layout.add("scores", "float32", (MAX_THREADS, self.padded_context)),
-            tile_sums=layout.add(
-                "tile_sums", "float32", (MAX_THREADS, UNIT_TILES * MAX_BLOCK * ROWS)
+            scores=layout.add(
+                "scores",
+                "float32",
+                (max(config.heads, MAX_THREADS * self.queries_together), self.score_columns),
             ),
+            weights=layout.add(
+                "weights", "float32", (MAX_THREADS * self.query_share, self.score_columns)
+            ),
+            tile_sums=layout.add("tile_sums", "float32", (MAX_THREADS, self.tile_sums)),
             size=layout.size,
         )
 

@@ -7,7 +7,7 @@ to MAX_ROWS tokens of any sequences, a block of them at a time in registers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -18,7 +18,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import Activations
-from compile.lower.cpu.attention import attend
+from compile.lower.cpu.attention import Pages, combine, score, weigh
 from compile.lower.cpu.cache import PAGE_POSITIONS, Cache, HeadPage
 from compile.lower.cpu.embedding import embed
 from compile.lower.cpu.isa import ISAS
@@ -27,7 +27,7 @@ from compile.lower.cpu.norm import normalize
 from compile.lower.cpu.plan import MatrixPlan, Plan, QuantizedRegions, Region, matrix_stages
 from compile.lower.cpu.stages import Attend, GateAndUp, ProjectAndAdd, ProjectAndCache
 from compile.lower.cpu.tile import ROWS, Tiles, multiply
-from compile.lower.cpu.vector import LANES, bind, fma, silu
+from compile.lower.cpu.vector import LANES, bind, fma, silu, splat
 
 UNIT = 32  # rows that one group of activations comes from: two tiles
 
@@ -44,7 +44,7 @@ def lower(plan: Plan, isa_name: str) -> IRModule:
 
 
 def build_step(plan: Plan, isa: ModuleType, name: str, tokens: int, rows: int) -> T.PrimFunc:
-    """One function; ``tokens`` × ``rows`` is the block held in registers."""
+    """One function; ``tokens`` × ``rows`` is the largest block held in registers."""
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
@@ -71,8 +71,8 @@ class Step:
 
     plan: Plan
     isa: ModuleType
-    block: int  # tokens at once
-    block_rows: int  # rows of a tile at once
+    tokens_at_once: int
+    rows_at_once: int  # of a tile
     weights: Pointer
     cache: Cache
     workspace: Pointer
@@ -188,36 +188,139 @@ class Step:
         self.normalized_stage(stage, tiles, layer, queries + 2 * keys, 2, finish)
 
     def attend(self, layer: Expr) -> None:
-        """Every query head of every row; later rows cost more, so they are dealt out in turn."""
-        config = self.plan.config
-        per_head = config.head_dim // UNIT
-        share = config.heads // config.kv_heads
+        """Attention of every row; all query heads of a KV head together."""
+        if self.tokens_at_once == 1:
+            self.attend_one(layer)
+        else:
+            self.attend_rows(layer)
+
+    def attend_one(self, layer: Expr) -> None:
+        """Of a single row: its heads are too few to share out, so pages are, and then groups."""
+        config, share = self.plan.config, self.plan.query_share
+        groups = config.head_dim // UNIT
+        position = bind(self.positions.load())
+        count = bind(position // PAGE_POSITIONS + 1)
+        scores = self.region(self.workspace, self.plan.workspace.scores)
+        with self.stage() as task, self.share(config.kv_heads * count, task) as unit:
+            head, p = bind(unit // count), bind(unit % count)
+            first = head * share
+            score(
+                self.isa,
+                [self.head("q", (first + i) * groups) for i in range(share)],
+                [position] * share,
+                self.page(layer, head, T.int32(0), p),
+                p * PAGE_POSITIONS,
+                [scores.at((first + i) * self.plan.score_columns) for i in range(share)],
+            )
+        with self.stage() as task, self.share(config.kv_heads * groups, task) as unit:
+            head, group = bind(unit // groups), bind(unit % groups)
+            weights = self.region(self.workspace, self.plan.workspace.weights).at(
+                task * (share * self.plan.score_columns)
+            )
+            self.weigh_and_combine(
+                [position] * share,
+                count,
+                scores.at(head * (share * self.plan.score_columns)),
+                weights,
+                lambda page: self.page(layer, head, T.int32(0), page),
+                [group],
+                [(head * share + i) * groups for i in range(share)],
+                task,
+            )
+
+    def attend_rows(self, layer: Expr) -> None:
+        """Of many: consecutive rows of one sequence together, as far as there are such."""
+        config, together = self.plan.config, self.plan.rows_together
+        blocks = (self.n + together - 1) // together
         with self.stage() as task:
-            count = (self.n * config.heads - task + self.tasks - 1) // self.tasks
+            count = (blocks * config.kv_heads - task + self.tasks - 1) // self.tasks
             with T.serial(count) as i:
                 unit = bind(task + i * self.tasks)
-                row, head = bind(unit // config.heads), bind(unit % config.heads)
-                q, out = (self.head(name, unit * per_head) for name in ("q", "attended"))
-                attend(
-                    self.isa,
-                    q,
-                    lambda page: self.page(layer, head // share, row, page),
-                    bind(self.positions.load(row)),
-                    self.scores(task),
-                    out,
-                )
+                row, head = bind(unit // config.kv_heads * together), bind(unit % config.kv_heads)
+                last = bind(T.min(row + together, self.n) - 1)
+                same = self.sequences.load(row) == self.sequences.load(last)
+                with T.If(T.And(last - row == together - 1, same)):
+                    with T.Then():
+                        self.attend_together(layer, head, row, together, task)
+                    with T.Else(), T.serial(last - row + 1) as j:
+                        self.attend_together(layer, head, bind(row + j), 1, task)
+
+    def attend_together(self, layer: Expr, head: Expr, row: Expr, rows: int, task: Expr) -> None:
+        """The queries that ``rows`` rows of one sequence have for one KV head."""
+        config, share = self.plan.config, self.plan.query_share
+        groups, context = config.head_dim // UNIT, self.plan.score_columns
+        firsts = [
+            ((row + r) * config.heads + head * share + i) * groups
+            for r in range(rows)
+            for i in range(share)
+        ]
+        positions = [
+            position
+            for position in [bind(self.positions.load(row + r)) for r in range(rows)]
+            for _ in range(share)
+        ]
+        count = bind(positions[-1] // PAGE_POSITIONS + 1)
+        scores = self.region(self.workspace, self.plan.workspace.scores).at(
+            task * (self.plan.queries_together * context)
+        )
+
+        def page(index: Expr) -> HeadPage:
+            return self.page(layer, head, row, index)
+
+        with T.serial(count) as p:
+            score(
+                self.isa,
+                [self.head("q", first) for first in firsts],
+                positions,
+                page(p),
+                p * PAGE_POSITIONS,
+                [scores.at(i * context) for i in range(len(firsts))],
+            )
+        self.weigh_and_combine(positions, count, scores, scores, page, range(groups), firsts, task)
+
+    def weigh_and_combine(
+        self,
+        positions: list[Expr],
+        count: Expr,
+        scores: Array,
+        weights: Array,
+        page: Pages,
+        groups: Iterable[Expr],
+        firsts: list[Expr],
+        task: Expr,
+    ) -> None:
+        """From scores, float32 [queries, context], to groups of the quantized output.
+
+        ``firsts`` are the first groups of each query's output; ``weights`` may be ``scores``.
+        """
+        context = self.plan.score_columns
+        totals = [
+            weigh(position, count, scores.at(i * context), weights.at(i * context))
+            for i, position in enumerate(positions)
+        ]
+        sums = self.tile_sums(task)
+        for group in groups:
+            rows = [weights.at(i * context) for i in range(len(positions))]
+            combine(self.isa, page, count, group, rows, sums)
+            for i, (first, total) in enumerate(zip(firsts, totals, strict=True)):
+                halves = [
+                    bind(sums.load(i * UNIT + half * LANES, LANES) / splat(total))
+                    for half in range(2)
+                ]
+                self.quantized("attended").group(first + group).write(*halves)
 
     def project_and_add(self, stage: ProjectAndAdd, tiles: Tiles) -> None:
         """A product added to the residual stream."""
         source = self.quantized("gated" if stage.of_gate else "attended")
         units = self.plan.config.width // ROWS
-        with self.stage() as task, self.share(units, task) as tile, self.blocks() as first:
+        with self.stage() as task, self.share(units, task) as tile:
+            with self.blocks(self.n) as (first, count):
 
-            def add(m: int, row: int, sums: Expr) -> None:
-                x = self.x(first + m).at(tile * ROWS + row)
-                x.store(0, x.load(0, self.isa.LANES) + sums)
+                def add(m: Expr, row: int, sums: Expr) -> None:
+                    x = self.x(first + m).at(tile * ROWS + row)
+                    x.store(0, x.load(0, self.isa.LANES) + sums)
 
-            self.multiply(tiles.tile(tile), source, first, add)
+                self.multiply(tiles.tile(tile), source.row(first), count, add)
 
     def gate(self, stage: GateAndUp, tiles: Tiles, layer: Expr) -> None:
         """silu(gate) · up, 32 rows of each at a time: one group of the next product's input."""
@@ -241,33 +344,22 @@ class Step:
             row = bind(self.wanted.load(index))
             normalize(self.x(row), weight, norm.eps, normed.row(target))
 
-        if self.block > 1:
+        if self.tokens_at_once > 1:
             with self.stage() as task, self.share(self.m, task) as index:
                 normalize_row(index, index)
         with self.stage() as task:
-            if self.block == 1:
+            if self.tokens_at_once == 1:
                 with T.If(self.m > 0), T.Then():
                     normalize_row(0, task)
             with self.share(self.plan.padded_vocab // ROWS, task) as tile:
-                whole = bind(self.m // self.block)
-                with T.serial(whole) as b:
-                    self.logits_of(tiles, tile, normed, task, b * self.block, self.block)
-                if self.block > 1:
-                    with T.serial(self.m - whole * self.block) as i:
-                        self.logits_of(tiles, tile, normed, task, whole * self.block + i, 1)
+                with self.blocks(self.m) as (first, count):
 
-    def logits_of(
-        self, tiles: Tiles, tile: Expr, normed: Activations, task: Expr, first: Expr, count: int
-    ) -> None:
-        """One tile's logits of ``count`` wanted rows."""
-        rows = self.block_rows if count > 1 else ROWS
+                    def write(m: Expr, row: int, sums: Expr) -> None:
+                        index = T.cast(first + m, "int64")
+                        self.logits.store(index * self.plan.padded_vocab + tile * ROWS + row, sums)
 
-        def write(m: int, row: int, sums: Expr) -> None:
-            at = T.cast(first + m, "int64") * self.plan.padded_vocab + tile * ROWS + row
-            self.logits.store(at, sums)
-
-        sources = [normed.row(task if self.block == 1 else first + m) for m in range(count)]
-        multiply(self.isa, tiles.tile(tile), sources, rows, write)
+                    source = normed.row(task if self.tokens_at_once == 1 else first)
+                    self.multiply(tiles.tile(tile), source, count, write)
 
     # How stages are made.
 
@@ -284,35 +376,68 @@ class Step:
         region = self.plan.weights.norms[stage.norm.weight]
         weight = self.region(self.weights, region).at(layer * self.plan.config.width)
         normed = self.quantized("normed")
-        if self.block > 1:
+        if self.tokens_at_once > 1:
             with self.stage() as task, self.share(self.n, task) as row:
                 normalize(self.x(row), weight, stage.norm.eps, normed.row(row))
         with self.stage() as task:
-            if self.block == 1:
+            if self.tokens_at_once == 1:
                 normalize(self.x(0), weight, stage.norm.eps, normed.row(task))
-            with self.share(units, task) as unit, self.blocks() as first:
+            with self.share(units, task) as unit, self.blocks(self.n) as (first, count):
+                source = normed.row(task if self.tokens_at_once == 1 else first)
                 sums = self.tile_sums(task)
                 with T.serial(tiles_per_unit) as i:
-                    out = sums.at(i * (self.block * ROWS))
+                    out = sums.at(i * (self.tokens_at_once * ROWS))
                     self.multiply(
                         tiles.tile(unit * tiles_per_unit + i),
-                        normed,
-                        task if self.block == 1 else first,
+                        source,
+                        count,
                         lambda m, row, value: out.store(m * ROWS + row, value),
                     )
-                with T.serial(T.min(self.block, self.n - first)) as m:
+                with T.serial(count) as m:
                     lanes = [
-                        bind(sums.load((i * self.block + m) * ROWS, LANES))
+                        bind(sums.load((i * self.tokens_at_once + m) * ROWS, LANES))
                         for i in range(tiles_per_unit)
                     ]
                     finish(unit, bind(first + m), lanes)
 
     def multiply(
-        self, tiles: Tiles, source: Activations, first: Expr, emit: Callable[[int, int, Expr], None]
+        self,
+        tiles: Tiles,
+        source: Activations,
+        count: Expr,
+        emit: Callable[[Expr, int, Expr], None],
     ) -> None:
-        """A tile times the block of rows from ``first`` on."""
-        tokens = [source.row(first + m) for m in range(self.block)]
-        multiply(self.isa, tiles, tokens, self.block_rows, emit)
+        """A tile times the first ``count`` rows, a whole block or what is left of one.
+
+        What is left is taken in blocks of half the size each, so that no row is computed in vain.
+        """
+
+        def part(first: Expr, size: int) -> None:
+            rows = [source.row(first + m) for m in range(size)]
+            height = self.rows_at_once if size > 1 else ROWS
+            multiply(
+                self.isa,
+                tiles,
+                rows,
+                height,
+                lambda m, row, v: emit(first + m, row, v),
+                ahead=self.isa.PREFETCH,
+            )
+
+        if self.tokens_at_once == 1:
+            with T.If(count > 0), T.Then():
+                part(T.int32(0), 1)
+            return
+        with T.If(count == self.tokens_at_once):
+            with T.Then():
+                part(T.int32(0), self.tokens_at_once)
+            with T.Else():
+                size = self.tokens_at_once // 2
+                while size:
+                    with T.If(T.bitwise_and(count, size) != 0), T.Then():
+                        larger = T.int32(-2 * size)
+                        part(bind(T.bitwise_and(count, larger)), size)
+                    size //= 2
 
     @contextmanager
     def stage(self) -> Iterator[Expr]:
@@ -331,13 +456,15 @@ class Step:
             yield bind(start + i)
 
     @contextmanager
-    def blocks(self) -> Iterator[Expr]:
-        """The first row of each block; rows behind the last are computed and not used."""
-        if self.block == 1:
-            yield T.int32(0)
+    def blocks(self, rows: Expr) -> Iterator[tuple[Expr, Expr]]:
+        """The first row of each block, and how many rows it has."""
+        if self.tokens_at_once == 1:
+            yield T.int32(0), rows
             return
-        with T.serial((self.n + self.block - 1) // self.block) as b:
-            yield bind(b * self.block)
+        size = self.tokens_at_once
+        with T.serial((rows + size - 1) // size) as b:
+            first = bind(b * size)
+            yield first, bind(T.min(size, rows - first))
 
     # What stands where.
 
@@ -378,13 +505,8 @@ class Step:
         whole = self.quantized(name).group(group)
         return replace(whole, columns=self.plan.config.head_dim)
 
-    def scores(self, task: Expr) -> Array:
-        """A thread's scratch for attention scores."""
-        scores = self.region(self.workspace, self.plan.workspace.scores)
-        return scores.at(task * self.plan.padded_context)
-
     def tile_sums(self, task: Expr) -> Array:
-        """A thread's scratch for the products of a unit's tiles, [tiles, block, 16]."""
+        """A thread's scratch for what a unit sums up."""
         sums = self.plan.workspace.tile_sums
         return self.region(self.workspace, sums).at(task * sums.shape[1])
 

@@ -18,6 +18,7 @@ from compile.lower.cpu.memory import Array, Expr, local
 from compile.lower.cpu.vector import bind, fma, splat
 
 ROWS = 16
+CACHE_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,17 @@ Emit = Callable[[int, int, Expr], None]  # token of the block, first row of a pa
 
 
 def multiply(
-    isa: ModuleType, tiles: Tiles, tokens: Sequence[Activations], rows: int, emit: Emit
+    isa: ModuleType,
+    tiles: Tiles,
+    tokens: Sequence[Activations],
+    rows: int,
+    emit: Emit,
+    ahead: int = 0,
 ) -> None:
-    """The first tile of ``tiles`` times each token; ``rows`` of it at a time in registers."""
+    """The first tile of ``tiles`` times each token; ``rows`` of it at a time in registers.
+
+    ``ahead`` is how many bytes further weights are asked for that will be read soon; 0 for none.
+    """
     per_pass = rows // isa.LANES
     for first in range(0, ROWS // isa.LANES, per_pass):
         parts = range(first, first + per_pass)
@@ -83,7 +92,7 @@ def multiply(
             for i in range(per_pass):
                 array.store(i * isa.LANES, splat(T.float32(0), isa.LANES))
         with T.serial(T.int64(0), T.int64(tiles.columns // 32)) as g:
-            add_group(isa, tiles, [token.group(g) for token in tokens], parts, sums, g)
+            add_group(isa, tiles, [token.group(g) for token in tokens], parts, sums, g, ahead)
         for m in range(len(tokens)):
             for i, part in enumerate(parts):
                 emit(m, part * isa.LANES, sums[m].load(i * isa.LANES, isa.LANES))
@@ -96,10 +105,15 @@ def add_group(
     parts: range,
     sums: Sequence[Array],
     g: Expr,
+    ahead: int,
 ) -> None:
     """Add one group of 32 columns to each token's ``sums``, float32 [parts·LANES]."""
     lanes = isa.LANES
-    data = tiles.data.at(g * (64 * tiles.bits))
+    group_bytes = 64 * tiles.bits
+    data = tiles.data.at(g * group_bytes)
+    # The CPU's own prefetch ends at every 4 KiB page.
+    for line in range(0, group_bytes if ahead else 0, CACHE_LINE):
+        data.prefetch(ahead + line)
     dots = isa.dot(tiles.bits, tiles.zero, data, parts, tokens)
     base = g // (tiles.group // 32) * ROWS
 

@@ -2,6 +2,8 @@
 
 Each module has
     LANES               int32 lanes of its accumulators
+    REGISTERS           vector registers there are
+    PREFETCH            bytes ahead that the weights of a single token are asked for; 0 for not
     BLOCK               (tokens, rows) that its registers hold at once in a prefill
     BYTE_BIAS           what an 8-bit weight is stored with added: 128 where it must be unsigned
     layout              where the weights of a tile stand: the module ``quads`` or ``columns``

@@ -12,6 +12,8 @@ from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.vector import bind, intrinsic, splat
 
 LANES = 8
+REGISTERS = 16
+PREFETCH = 4096
 BLOCK = (4, 8)
 BYTE_BIAS = 0
 layout = quads
@@ -26,9 +28,7 @@ def dot(
     return dot4(zero, data, parts, tokens) if bits == 4 else dot8(data, parts, tokens)
 
 
-def dot4(
-    zero: int, data: Array, parts: range, tokens: Sequence[Activations]
-) -> list[list[Expr]]:
+def dot4(zero: int, data: Array, parts: range, tokens: Sequence[Activations]) -> list[list[Expr]]:
     """Pairs reach 2·15·127; eight of them stay below 2^15, so a group is summed in 16 bits."""
     pairs: list[list[Expr]] = [[None] * len(parts) for _ in tokens]
     for quad, index, weights in quads.unsigned(4, data, parts, BYTES):

@@ -7,6 +7,8 @@ from functools import partial
 from compile.lower.cpu.isa import quads, vnni
 
 LANES = 16
+REGISTERS = 32
+PREFETCH = 4096
 BLOCK = (8, 16)
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads

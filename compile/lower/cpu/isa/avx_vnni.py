@@ -7,6 +7,8 @@ from functools import partial
 from compile.lower.cpu.isa import quads, vnni
 
 LANES = 8
+REGISTERS = 16
+PREFETCH = 4096
 BLOCK = (4, 8)
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads

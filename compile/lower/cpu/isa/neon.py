@@ -12,6 +12,8 @@ from compile.lower.cpu.memory import Array, Expr, local
 from compile.lower.cpu.vector import bind, halves, intrinsic, splat
 
 LANES = 4
+REGISTERS = 32
+PREFETCH = 0
 BLOCK = (4, 16)
 BYTE_BIAS = 0
 layout = columns

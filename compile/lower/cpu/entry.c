@@ -4,6 +4,7 @@
  * runtime. Doing both here leaves the shared object without undefined symbols but libc's, so a
  * device needs neither TVM's runtime nor its Python binding, and any language can call a step.
  */
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -19,8 +20,9 @@ typedef struct {
 } TVMFFIAny;
 extern int __tvm_ffi_decode(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result);
 extern int __tvm_ffi_prefill(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result);
+extern int edge_threads_choose(int wanted, bool decoding); /* threads.c */
 
-enum { POINTERS = 9, NUMBERS = 5 };
+enum { POINTERS = 9, NUMBERS = 5, TASKS = POINTERS + NUMBERS - 1 };
 static char message[256];
 
 /* Called by TVM's code where an argument is not of the type it was compiled for. */
@@ -32,14 +34,16 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
 
 const char *edge_error(void) { return message; }
 
-/* One step; the arguments are described in compile/lower/cpu/step.py. Nonzero: see edge_error. */
+/* One step; the arguments are described in compile/lower/cpu/step.py, and the last, the threads
+ * that the caller wants, may come out lower. Nonzero: see edge_error. */
 int edge_step(void *const pointers[POINTERS], const int32_t numbers[NUMBERS]) {
     TVMFFIAny args[POINTERS + NUMBERS], result = {0};
     for (int i = 0; i < POINTERS; i++)
         args[i] = (TVMFFIAny){.type_index = TVM_FFI_OPAQUE_POINTER, .value.pointer = pointers[i]};
     for (int i = 0; i < NUMBERS; i++)
         args[POINTERS + i] = (TVMFFIAny){.type_index = TVM_FFI_INT, .value.integer = numbers[i]};
-    int rows = numbers[0];
-    return (rows == 1 ? __tvm_ffi_decode : __tvm_ffi_prefill)(NULL, args, POINTERS + NUMBERS,
-                                                              &result);
+    bool decoding = numbers[0] == 1;
+    args[TASKS].value.integer = edge_threads_choose(numbers[NUMBERS - 1], decoding);
+    return (decoding ? __tvm_ffi_decode : __tvm_ffi_prefill)(NULL, args, POINTERS + NUMBERS,
+                                                          &result);
 }

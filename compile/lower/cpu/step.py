@@ -1,8 +1,8 @@
 """One step of a decoder as one function: embed, all layers, output head, one parallel region.
 
-Reads as the model does. Every thread runs the same code on its share of each stage; a stage ends
-in a barrier. Two functions are built from it: ``decode`` for a single token, ``prefill`` for up
-to MAX_ROWS tokens of any sequences, a block of them at a time in registers.
+Reads as the model does. Every thread runs the same code on the chunks of a stage that it claims; a
+stage ends in a barrier. Two functions are built from it: ``decode`` for a single token,
+``prefill`` for up to MAX_ROWS tokens of any sequences, a block of them at a time in registers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compile.lower.cpu.attention import attend
 from compile.lower.cpu.cache import PAGE_POSITIONS, Cache, HeadPage
 from compile.lower.cpu.embedding import embed
 from compile.lower.cpu.isa import ISAS
-from compile.lower.cpu.memory import Array, Expr, Pointer
+from compile.lower.cpu.memory import Array, Expr, Pointer, local
 from compile.lower.cpu.norm import normalize
 from compile.lower.cpu.plan import MatrixPlan, Plan, Region, matrix_stages
 from compile.lower.cpu.stages import Attend, GateAndUp, ProjectAndAdd, ProjectAndCache
@@ -30,6 +30,7 @@ from compile.lower.cpu.tile import ROWS, Tiles, multiply
 from compile.lower.cpu.vector import LANES, bind, fma, silu
 
 UNIT = 32  # rows that one group of activations comes from: two tiles
+CHUNK = 8192  # tiles · columns of a claim while decoding: some 4 µs, a claim takes 10 to 20 ns
 
 
 def lower(plan: Plan, isa_name: str) -> IRModule:
@@ -188,30 +189,31 @@ class Step:
         self.normalized_stage(stage, tiles, layer, queries + 2 * keys, 2, finish)
 
     def attend(self, layer: Expr) -> None:
-        """Every query head of every row; later rows cost more, so they are dealt out in turn."""
+        """Every query head of every row."""
         config = self.plan.config
         per_head = config.head_dim // UNIT
         share = config.heads // config.kv_heads
-        with self.stage() as task:
-            count = (self.n * config.heads - task + self.tasks - 1) // self.tasks
-            with T.serial(count) as i:
-                unit = bind(task + i * self.tasks)
-                row, head = bind(unit // config.heads), bind(unit % config.heads)
-                q, out = (self.head(name, unit * per_head) for name in ("q", "attended"))
-                attend(
-                    self.isa,
-                    q,
-                    lambda page: self.page(layer, head // share, row, page),
-                    bind(self.positions.load(row)),
-                    self.scores(task),
-                    out,
-                )
+        with self.stage() as task, self.share(self.n * config.heads, task) as unit:
+            row, head = bind(unit // config.heads), bind(unit % config.heads)
+            q, out = (self.head(name, unit * per_head) for name in ("q", "attended"))
+            attend(
+                self.isa,
+                q,
+                lambda page: self.page(layer, head // share, row, page),
+                bind(self.positions.load(row)),
+                self.scores(task),
+                out,
+            )
 
     def project_and_add(self, stage: ProjectAndAdd, tiles: Tiles) -> None:
         """A product added to the residual stream."""
         source = self.quantized("gated" if stage.of_gate else "attended")
         units = self.plan.config.width // ROWS
-        with self.stage() as task, self.share(units, task) as tile, self.blocks() as first:
+        with (
+            self.stage() as task,
+            self.share(units, task, tiles.columns) as tile,
+            self.blocks() as first,
+        ):
 
             def add(m: int, row: int, sums: Expr) -> None:
                 x = self.x(first + m).at(tile * ROWS + row)
@@ -248,7 +250,7 @@ class Step:
             if self.block == 1:
                 with T.If(self.m > 0), T.Then():
                     normalize_row(0, task)
-            with self.share(self.plan.padded_vocab // ROWS, task) as tile:
+            with self.share(self.plan.padded_vocab // ROWS, task, tiles.columns) as tile:
                 whole = bind(self.m // self.block)
                 with T.serial(whole) as b:
                     self.logits_of(tiles, tile, normed, task, b * self.block, self.block)
@@ -290,7 +292,8 @@ class Step:
         with self.stage() as task:
             if self.block == 1:
                 normalize(self.x(0), weight, stage.norm.eps, normed.row(task))
-            with self.share(units, task) as unit, self.blocks() as first:
+            columns = tiles.columns * tiles_per_unit
+            with self.share(units, task, columns) as unit, self.blocks() as first:
                 sums = self.tile_sums(task)
                 with T.serial(tiles_per_unit) as i:
                     out = sums.at(i * (self.block * ROWS))
@@ -324,11 +327,24 @@ class Step:
             yield task
 
     @contextmanager
-    def share(self, units: Expr, task: Expr) -> Iterator[Expr]:
-        """This thread's run of consecutive units."""
-        start = bind(units * task // self.tasks)
-        with T.serial(units * (task + 1) // self.tasks - start) as i:
-            yield bind(start + i)
+    def share(self, units: Expr, task: Expr, columns: int = 0) -> Iterator[Expr]:
+        """The units that this thread gets: chunks claimed until the stage has none left.
+
+        Chunks are of one unit, or for ``columns`` of a product's input as many tiles as make it
+        longer than a claim by far. A claim is the chunk's end << 32 | its start, or 0.
+        """
+        size = max(1, CHUNK // columns) if columns and self.block == 1 else 1
+        chunk = local("int64", 1)
+
+        def claim() -> None:
+            chunk.store(0, T.call_extern("int64", "edge_claim", task, units, T.int32(size)))
+
+        claim()
+        with T.While(chunk.load() != T.int64(0)):
+            start = bind(T.cast(chunk.load(), "int32"))
+            with T.serial(T.cast(T.shift_right(chunk.load(), T.int64(32)), "int32") - start) as i:
+                yield bind(start + i)
+            claim()
 
     @contextmanager
     def blocks(self) -> Iterator[Expr]:

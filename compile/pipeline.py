@@ -204,6 +204,8 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
             max_rows=MAX_ROWS,
             max_threads=MAX_THREADS,
             workspace_bytes=plan.workspace.size,
+            prefill_threads=target.threads.prefill if target.threads else None,
+            decode_threads=target.threads.decode if target.threads else None,
         ),
         memory=m.Memory(
             weights_bytes=plan.weights.size,

@@ -24,6 +24,7 @@ from edge_llm.batch import Batch
 from edge_llm.errors import ArtifactError, ConfigError, EdgeLLMError
 
 LANES = 16  # rows of the output matrix come in tiles of 16: so are the columns of the logits
+FEW_ROWS = 8  # a step of no more waits for weights rather than arithmetic: it counts as decoding
 
 
 class Executor:
@@ -31,7 +32,8 @@ class Executor:
 
     Args:
         artifact: opened and checked; must stay open for as long.
-        threads: of a step; None for every CPU this process may use.
+        threads: of a step; None for what suits the board, or every CPU this process may use.
+        decode_threads: of a step that decodes; None for ``threads``, or what suits the board.
         context: positions a sequence may have; None for what was compiled.
         sequences: how many such sequences the KV cache holds at once.
 
@@ -45,6 +47,7 @@ class Executor:
         artifact: Artifact,
         *,
         threads: int | None = None,
+        decode_threads: int | None = None,
         context: int | None = None,
         sequences: int = 1,
     ) -> None:
@@ -54,8 +57,12 @@ class Executor:
         self.context = _setting("context", context, manifest.model.context, manifest.model.context)
         self.page_positions = execution.page_positions
         self.max_rows = execution.max_rows
-        available = min(len(os.sched_getaffinity(0)), execution.max_threads)
-        self.threads = _setting("threads", threads, execution.max_threads, available)
+        most = execution.max_threads
+        available = min(len(os.sched_getaffinity(0)), most)
+        prefill = min(execution.prefill_threads or available, available)
+        decode = threads or min(execution.decode_threads or available, available)
+        self.threads = _setting("threads", threads, most, prefill)
+        self.decode_threads = _setting("decode_threads", decode_threads, most, decode)
         self.pages = -(-self.context // self.page_positions) * sequences
         self._columns = -(-self.vocab_size // LANES) * LANES
         self._weights = np.frombuffer(artifact.entry("weights.bin"), np.uint8)
@@ -63,9 +70,9 @@ class Executor:
         self._workspace = _zeros(execution.workspace_bytes)
         self._logits = np.zeros((sequences, self._columns), np.float32)
         self._library = _load(artifact)
-        error = self._library.edge_threads_start(self.threads)
-        if error:
-            raise EdgeLLMError(f"cannot start {self.threads} threads: {os.strerror(error)}")
+        count = max(self.threads, self.decode_threads)
+        if error := self._library.edge_threads_start(count):
+            raise EdgeLLMError(f"cannot start {count} threads: {os.strerror(error)}")
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step."""
@@ -80,7 +87,8 @@ class Executor:
         memory += [np.ascontiguousarray(array, np.int32) for array in arrays]
         memory.append(logits)
         pointers = (ctypes.c_void_p * len(memory))(*(array.ctypes.data for array in memory))
-        numbers = (rows, wanted, batch.tables.shape[1], self.pages, self.threads)
+        threads = self.decode_threads if rows <= FEW_ROWS else self.threads
+        numbers = (rows, wanted, batch.tables.shape[1], self.pages, threads)
         if self._library.edge_step(pointers, (ctypes.c_int32 * len(numbers))(*numbers)):
             raise EdgeLLMError(f"the compiled step failed: {self._library.edge_error().decode()}")
         return logits[:wanted, : self.vocab_size]

@@ -8,7 +8,7 @@ stage ends in a barrier. Two functions are built from it: ``decode`` for a singl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -20,9 +20,10 @@ from tvm.tirx.script.builder import ir as T
 from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.attention import attend
 from compile.lower.cpu.cache import PAGE_POSITIONS, Cache, HeadPage
+from compile.lower.cpu.chunks import claimed
 from compile.lower.cpu.embedding import embed
 from compile.lower.cpu.isa import ISAS
-from compile.lower.cpu.memory import Array, Expr, Pointer, local
+from compile.lower.cpu.memory import Array, Expr, Pointer
 from compile.lower.cpu.norm import normalize
 from compile.lower.cpu.plan import MatrixPlan, Plan, Region, matrix_stages
 from compile.lower.cpu.stages import Attend, GateAndUp, ProjectAndAdd, ProjectAndCache
@@ -326,25 +327,10 @@ class Step:
         ):
             yield task
 
-    @contextmanager
-    def share(self, units: Expr, task: Expr, columns: int = 0) -> Iterator[Expr]:
-        """The units that this thread gets: chunks claimed until the stage has none left.
-
-        Chunks are of one unit, or for ``columns`` of a product's input as many tiles as make it
-        longer than a claim by far. A claim is the chunk's end << 32 | its start, or 0.
-        """
-        size = max(1, CHUNK // columns) if columns and self.block == 1 else 1
-        chunk = local("int64", 1)
-
-        def claim() -> None:
-            chunk.store(0, T.call_extern("int64", "edge_claim", task, units, T.int32(size)))
-
-        claim()
-        with T.While(chunk.load() != T.int64(0)):
-            start = bind(T.cast(chunk.load(), "int32"))
-            with T.serial(T.cast(T.shift_right(chunk.load(), T.int64(32)), "int32") - start) as i:
-                yield bind(start + i)
-            claim()
+    def share(self, units: Expr, task: Expr, columns: int = 0) -> AbstractContextManager[Expr]:
+        """The units that this thread gets; ``columns`` are those of a unit's tiles together."""
+        short = columns > 0 and self.block == 1  # otherwise a unit is worth a claim
+        return claimed(units, task, max(1, CHUNK // columns) if short else 1)
 
     @contextmanager
     def blocks(self) -> Iterator[Expr]:

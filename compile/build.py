@@ -7,6 +7,7 @@ compiler, and on the device nothing but its C library.
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
-from tvm.ir import IRModule
 from tvm.target.codegen import llvm_version_major
 
 from compile.errors import CompileError
+from compile.lower.cpu.cache import PAGE_POSITIONS
+from compile.lower.cpu.step import Lowered
 from targets import Target
 
 SOURCES = tuple(Path(__file__).parent / "lower" / "cpu" / name for name in ("entry.c", "threads.c"))
@@ -38,8 +40,8 @@ def versions() -> Versions:
     return Versions(tvm.__version__, str(llvm_version_major()))
 
 
-def build(module: IRModule, target: Target) -> bytes:
-    """The shared object of a TIR module.
+def build(lowered: Lowered, target: Target) -> bytes:
+    """The shared object of a model's steps.
 
     Raises:
         CompileError: the linker failed; the message holds its first line.
@@ -48,23 +50,35 @@ def build(module: IRModule, target: Target) -> bytes:
     if target.attributes:
         description["mattr"] = list(target.attributes)
     logging.getLogger("tvm").setLevel(logging.ERROR)
-    executable = tvm.compile(module, target=tvm.target.Target(description))
+    executable = tvm.compile(lowered.module, target=tvm.target.Target(description))
     with tempfile.TemporaryDirectory(prefix="edge-llm-build-") as folder:
         object_file = Path(folder) / "model.o"
         executable.mod.write_to_file(str(object_file), "o")
+        names = Path(folder) / "stages.c"
+        names.write_text(stage_names(lowered), encoding="utf-8")
         library = Path(folder) / "code.so"
-        link(object_file, library, target)
+        link([object_file, names], library, target)
         return library.read_bytes()
 
 
-def link(object_file: Path, library: Path, target: Target) -> None:
-    """Link an object file, the entry point and the thread layer into a shared object."""
+def stage_names(lowered: Lowered) -> str:
+    """C: what the entry point tells a profiler."""
+    return "".join(
+        f"extern const char edge_{name}_stages[];\n"
+        f"const char edge_{name}_stages[] = {json.dumps(chr(10).join(stages))};\n"
+        for name, stages in lowered.stages.items()
+    )
+
+
+def link(parts: list[Path], library: Path, target: Target) -> None:
+    """Link what is of this model, the entry point and the thread layer into a shared object."""
     command = [
         *(sys.executable, "-m", "ziglang", "cc"),
         *("-target", f"{target.triple}.{target.glibc}"),
         *("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-s"),
+        f"-DPAGE_POSITIONS={PAGE_POSITIONS}",
         *("-Wl,-soname,code.so", "-Wl,-z,defs", "-o", str(library)),
-        *(str(object_file), *map(str, SOURCES), "-lpthread"),
+        *(*map(str, parts), *map(str, SOURCES), "-lpthread"),
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LINK_TIMEOUT)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-from tvm.ir import IRModule
 
 from compile.build import build, versions
 from compile.checkpoint import Checkpoint, ModelConfig, TokenizerFiles
@@ -25,7 +24,7 @@ from compile.lower.cpu.cache import PAGE_POSITIONS
 from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.pack import pack
 from compile.lower.cpu.plan import MAX_ROWS, MAX_THREADS, MatrixFormat, Plan
-from compile.lower.cpu.step import lower
+from compile.lower.cpu.step import Lowered, lower
 from compile.quantize import QuantizedCheckpoint, Recipe
 from compile.sources import resolve
 from edge_llm import manifest as m
@@ -60,8 +59,8 @@ def compile_model(options: Options, report: Report = lambda _stage, _done: None)
     checkpoint = import_model(options, report)
     quantized = quantize(checkpoint, options, report)
     plan = make_plan(quantized, options)
-    module = lower_model(plan, options, report)
-    code = build_code(module, options, report)
+    lowered = lower_model(plan, options, report)
+    code = build_code(lowered, options, report)
     return pack_artifact(plan, quantized, code, options, report)
 
 
@@ -102,18 +101,18 @@ def make_plan(quantized: QuantizedCheckpoint, options: Options) -> Plan:
     return plan
 
 
-def lower_model(plan: Plan, options: Options, report: Report) -> IRModule:
+def lower_model(plan: Plan, options: Options, report: Report) -> Lowered:
     """The model's steps in TIR, for the target's instruction set."""
     report("lower", 0.0)
-    module = lower(plan, options.target.isa)
+    lowered = lower(plan, options.target.isa)
     report("lower", 1.0)
-    return module
+    return lowered
 
 
-def build_code(module: IRModule, options: Options, report: Report) -> bytes:
+def build_code(lowered: Lowered, options: Options, report: Report) -> bytes:
     """The shared object."""
     report("build", 0.0)
-    code = build(module, options.target)
+    code = build(lowered, options.target)
     report("build", 1.0)
     return code
 
@@ -204,6 +203,8 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
             max_rows=MAX_ROWS,
             max_threads=MAX_THREADS,
             workspace_bytes=plan.workspace.size,
+            prefill_threads=target.threads.prefill if target.threads else None,
+            decode_threads=target.threads.decode if target.threads else None,
         ),
         memory=m.Memory(
             weights_bytes=plan.weights.size,

@@ -24,15 +24,18 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     sequences: int = 1,
+    decode_threads: int | None = None,
 ) -> Model:
     """Checks and maps an artifact and starts its engine.
 
     Args:
         path: a file that ``python -m compile`` made for this machine.
-        threads: CPU threads; None takes one a core, as far as the artifact was compiled for.
+        threads: CPU threads; None takes what suits the board, or one a core.
         context: tokens that prompt and answer may have together; None takes the model's own.
         sequences: answers of that full length that can be held at once. Shorter ones share the
             same memory, so that more of them run together.
+        decode_threads: CPU threads for one token after the other; None takes ``threads``, or what
+            suits the board.
 
     Raises:
         ArtifactError: the file is damaged or no artifact.
@@ -41,4 +44,4 @@ def load(
     """
     from edge_llm.model import load
 
-    return load(path, threads, context, sequences)
+    return load(path, threads, context, sequences, decode_threads)

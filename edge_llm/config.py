@@ -6,7 +6,8 @@
 What the command line gives comes first. A file may hold all of this, and nothing else::
 
     device = "kitchen"          # by default the name of the machine
-    threads = 4                 # CPU threads; by default one a core
+    threads = 4                 # CPU threads; by default what suits the board, or one a core
+    decode_threads = 3          # of them for one token after the other; by default as many
     context = 2048              # tokens of prompt and answer; by default the artifact's
     sequences = 1               # answers of that length that fit into memory at once
 
@@ -106,7 +107,8 @@ class ServeConfig:
     Attributes:
         artifact: path of the model.
         device: the device's name in MQTT topics.
-        threads: CPU threads; None takes one a core.
+        threads: CPU threads; None takes what suits the board, or one a core.
+        decode_threads: CPU threads while decoding; None takes ``threads``, or what suits the board.
         context: tokens of prompt and answer together; None takes the artifact's.
         sequences: answers of that length that fit into memory at once.
         mqtt: None serves no broker.
@@ -117,6 +119,7 @@ class ServeConfig:
     artifact: str
     device: str
     threads: int | None = None
+    decode_threads: int | None = None
     context: int | None = None
     sequences: int = 1
     mqtt: Mqtt | None = None
@@ -144,6 +147,7 @@ def from_options(
     options = {
         "device": ("--device", device),
         "threads": ("--threads", threads),
+        "decode_threads": ("--threads", threads),  # it speaks for both
         "context": ("--context", context),
         "mqtt.url": ("--mqtt", mqtt),
         "http.socket": ("--socket", socket),
@@ -159,6 +163,7 @@ def from_options(
         artifact=file,
         device=name,
         threads=settings.integer("threads", None, 1, 1024),
+        decode_threads=settings.integer("decode_threads", None, 1, 1024),
         context=settings.integer("context", None, 2, 2**31 - 1),
         sequences=settings.integer("sequences", ServeConfig.sequences, 1, 1024),
         mqtt=_mqtt(settings, name),

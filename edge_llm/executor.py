@@ -1,7 +1,7 @@
 """The compiled model: an artifact's code and mapped weights, and the memory of a run.
 
 One :meth:`Executor.step` is one call into the code, which runs its own threads. Everything that
-reaches the code as an index is checked before: the code itself checks nothing.
+reaches the code as an index is checked before, in entry.c: the compiled code checks nothing.
 
 >>> with Artifact.open("smollm2.edge") as artifact:                             # doctest: +SKIP
 ...     executor = Executor(artifact, context=2048)
@@ -13,8 +13,10 @@ import ctypes
 import mmap
 import os
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +24,11 @@ from numpy.typing import NDArray
 from edge_llm.artifact import Artifact
 from edge_llm.batch import Batch
 from edge_llm.errors import ArtifactError, ConfigError, EdgeLLMError
+from edge_llm.profile import Profile, Stages
 
 LANES = 16  # rows of the output matrix come in tiles of 16: so are the columns of the logits
+REFUSED = 1  # what entry.c returns for indices out of range
+FEW_ROWS = 8  # a step of no more waits for weights rather than arithmetic: it counts as decoding
 
 
 class Executor:
@@ -31,9 +36,13 @@ class Executor:
 
     Args:
         artifact: opened and checked; must stay open for as long.
-        threads: of a step; None for every CPU this process may use.
+        threads: of a step; None for what suits the board, or every CPU this process may use.
+        decode_threads: of a step that decodes; None for ``threads``, or what suits the board.
         context: positions a sequence may have; None for what was compiled.
         sequences: how many such sequences the KV cache holds at once.
+
+    Attributes:
+        compiled_seconds: spent within the compiled code, all steps together.
 
     Raises:
         ConfigError: a setting out of range.
@@ -45,6 +54,7 @@ class Executor:
         artifact: Artifact,
         *,
         threads: int | None = None,
+        decode_threads: int | None = None,
         context: int | None = None,
         sequences: int = 1,
     ) -> None:
@@ -54,59 +64,86 @@ class Executor:
         self.context = _setting("context", context, manifest.model.context, manifest.model.context)
         self.page_positions = execution.page_positions
         self.max_rows = execution.max_rows
-        available = min(len(os.sched_getaffinity(0)), execution.max_threads)
-        self.threads = _setting("threads", threads, execution.max_threads, available)
+        most = execution.max_threads
+        available = min(len(os.sched_getaffinity(0)), most)
+        prefill = min(execution.prefill_threads or available, available)
+        decode = threads or min(execution.decode_threads or available, available)
+        self.threads = _setting("threads", threads, most, prefill)
+        self.decode_threads = _setting("decode_threads", decode_threads, most, decode)
         self.pages = -(-self.context // self.page_positions) * sequences
         self._columns = -(-self.vocab_size // LANES) * LANES
         self._weights = np.frombuffer(artifact.entry("weights.bin"), np.uint8)
         self._cache = _zeros(self.pages * execution.page_bytes)
         self._workspace = _zeros(execution.workspace_bytes)
         self._logits = np.zeros((sequences, self._columns), np.float32)
+        self._memory = tuple(
+            array.__array_interface__["data"][0]
+            for array in (self._weights, self._cache, self._workspace)
+        )
+        self.compiled_seconds = 0.0
         self._library = _load(artifact)
-        error = self._library.edge_threads_start(self.threads)
-        if error:
-            raise EdgeLLMError(f"cannot start {self.threads} threads: {os.strerror(error)}")
+        count = max(self.threads, self.decode_threads)
+        if error := self._library.edge_threads_start(count):
+            raise EdgeLLMError(f"cannot start {count} threads: {os.strerror(error)}")
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step."""
+        """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step.
+
+        Raises:
+            ValueError: an array of the batch is too long or has an index out of range.
+        """
         rows, wanted = len(batch.tokens), len(batch.wanted)
-        self._check(batch)
-        if wanted > len(self._logits):  # many only where every row is wanted: not kept
-            logits = np.empty((wanted, self._columns), np.float32)
-        else:
-            logits = self._logits
-        arrays = (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted)
-        memory: list[NDArray[Any]] = [self._weights, self._cache, self._workspace]
-        memory += [np.ascontiguousarray(array, np.int32) for array in arrays]
-        memory.append(logits)
-        pointers = (ctypes.c_void_p * len(memory))(*(array.ctypes.data for array in memory))
-        numbers = (rows, wanted, batch.tables.shape[1], self.pages, self.threads)
-        if self._library.edge_step(pointers, (ctypes.c_int32 * len(numbers))(*numbers)):
-            raise EdgeLLMError(f"the compiled step failed: {self._library.edge_error().decode()}")
-        return logits[:wanted, : self.vocab_size]
-
-    def close(self) -> None:
-        """Stop the threads and give the memory back; no step may follow. Idempotent."""
-        self._library.edge_threads_stop()
-        self._cache = self._workspace = self._weights = np.zeros(0, np.uint8)
-
-    def _check(self, batch: Batch) -> None:
-        """Raise ValueError for a batch that would make the code read or write elsewhere."""
-        rows = len(batch.tokens)
         if not 1 <= rows <= self.max_rows or len(self._weights) == 0:
             raise ValueError(f"a step of {rows} rows; 1 to {self.max_rows} on an open executor")
         if not len(batch.positions) == len(batch.sequences) == rows:
             raise ValueError("tokens, positions and sequences differ in length")
-        reach = min(self.context, batch.tables.shape[1] * self.page_positions)
-        for name, values, stop in (
-            ("tokens", batch.tokens, self.vocab_size),
-            ("positions", batch.positions, reach),
-            ("sequences", batch.sequences, len(batch.tables)),
-            ("tables", batch.tables, self.pages),
-            ("wanted", batch.wanted, rows),
-        ):
-            if values.size and not (values.min() >= 0 and values.max() < stop):
-                raise ValueError(f"{name} of a step must be 0 to {stop - 1}")
+        if wanted > len(self._logits):  # many only where every row is wanted: not kept
+            logits = np.empty((wanted, self._columns), np.float32)
+        else:
+            logits = self._logits
+        arrays = [
+            np.ascontiguousarray(array, np.int32)
+            for array in (
+                batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted
+            )
+        ]  # fmt: skip
+        addresses = [array.__array_interface__["data"][0] for array in (*arrays, logits)]
+        pointers = (ctypes.c_void_p * (len(self._memory) + len(addresses)))(
+            *self._memory, *addresses
+        )
+        table_rows, table_columns = batch.tables.shape
+        threads = self.decode_threads if rows <= FEW_ROWS else self.threads
+        numbers = (ctypes.c_int32 * 8)(
+            *(rows, wanted, table_columns, self.pages, threads),
+            *(self.vocab_size, self.context, table_rows),
+        )
+        start = time.perf_counter()
+        failure = self._library.edge_step(pointers, numbers)
+        self.compiled_seconds += time.perf_counter() - start
+        if failure:
+            message = self._library.edge_error().decode()
+            if failure == REFUSED:
+                raise ValueError(message)
+            raise EdgeLLMError(f"the compiled step failed: {message}")
+        return logits[:wanted, : self.vocab_size]
+
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """The time of every stage of the steps within the context."""
+        decode, prefill = (
+            Stages(self._library.edge_stages(rows).decode().split("\n")) for rows in (1, 2)
+        )
+        self._library.edge_profile(decode.address, prefill.address)
+        try:
+            yield Profile(decode, prefill)
+        finally:
+            self._library.edge_profile(None, None)
+
+    def close(self) -> None:
+        """Stop the threads and give the memory back; no step may follow. Idempotent."""
+        self._library.edge_threads_stop()
+        self._memory = ()
+        self._cache = self._workspace = self._weights = np.zeros(0, np.uint8)
 
 
 def _setting(name: str, value: int | None, most: int, default: int) -> int:
@@ -134,6 +171,8 @@ def _load(artifact: Artifact) -> ctypes.CDLL:
             path.write_bytes(artifact.entry("code.so"))
             library = ctypes.CDLL(str(path))
         library.edge_error.restype = ctypes.c_char_p
+        library.edge_stages.restype = ctypes.c_char_p
+        library.edge_profile.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
         library.edge_step.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
         return library
     except (OSError, AttributeError) as error:

@@ -87,6 +87,8 @@ class Execution:
     max_rows: Count  # tokens a step
     max_threads: Count
     workspace_bytes: Bytes
+    prefill_threads: Count | None = None  # what suits the board; null is one a core
+    decode_threads: Count | None = None
 
 
 @dataclass(frozen=True)

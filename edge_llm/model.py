@@ -131,7 +131,11 @@ class Model:
 
 
 def load(
-    path: str | PathLike[str], threads: int | None, context: int | None, sequences: int
+    path: str | PathLike[str],
+    threads: int | None,
+    context: int | None,
+    sequences: int,
+    decode_threads: int | None,
 ) -> Model:
     """See :func:`edge_llm.load`."""
     artifact = Artifact.open(path)
@@ -140,7 +144,13 @@ def load(
         tokenizer = Tokenizer.of(artifact)
         trim()
         artifact.forget_pages()
-        executor = Executor(artifact, threads=threads, context=context, sequences=sequences)
+        executor = Executor(
+            artifact,
+            threads=threads,
+            decode_threads=decode_threads,
+            context=context,
+            sequences=sequences,
+        )
         return Model(artifact, executor, tokenizer)
     except BaseException:
         artifact.close()

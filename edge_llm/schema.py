@@ -1,7 +1,8 @@
 """Reads JSON into frozen dataclasses and takes nothing on trust.
 
 A key that is unknown, missing, given twice or of the wrong type is an error that names it, and so
-is a number out of range or a string that would not print on one line. What is allowed stands in
+is a number out of range or a string that would not print on one line. A field with a default may be
+missing. What is allowed stands in
 the dataclass itself:
 
 >>> @dataclass(frozen=True)
@@ -124,9 +125,10 @@ def _read_object(kind: Any, value: Any, key: str) -> Any:
     prefix = f"{key}." if key else ""
     if unknown := next((name for name in value if name not in hints), None):
         raise ArtifactError(f"{prefix}{_brief(unknown)[1:-1]}: unknown key")
-    if missing := next((name for name in hints if name not in value), None):
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    if missing := next((name for name in needed if name not in value), None):
         raise ArtifactError(f"{prefix}{missing}: missing")
-    return kind(**{name: _read(hints[name], value[name], prefix + name) for name in hints})
+    return kind(**{name: _read(hints[name], value[name], prefix + name) for name in value})
 
 
 def _read_bounded(kind: Any, bound: Range | Pattern | Length, value: Any, key: str) -> Any:

@@ -33,7 +33,11 @@ def serve(config: ServeConfig) -> None:
     if config.mqtt is not None:
         config.mqtt.broker.tls_context()  # a certificate that cannot be read is said now
     model = edge_llm.load(
-        config.artifact, config.threads, config.context, sequences=config.sequences
+        config.artifact,
+        config.threads,
+        config.context,
+        config.sequences,
+        config.decode_threads,
     )
     asyncio.run(_serve(config, model))
 

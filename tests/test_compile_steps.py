@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,28 @@ def test_rows_do_not_depend_on_their_neighbours(tiny_artifact: TinyArtifact) -> 
 
 
 @pytest.mark.slow
+def test_threads_are_those_asked_for_or_the_boards(
+    tiny_artifact: TinyArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(4)))
+    with Artifact.open(tiny_artifact()) as artifact:
+        plain = artifact.manifest
+        board = replace(plain.execution, prefill_threads=8, decode_threads=3)
+        for execution, asked, expected in (
+            (plain.execution, {}, (4, 4)),
+            (plain.execution, {"threads": 2}, (2, 2)),
+            (plain.execution, {"threads": 2, "decode_threads": 3}, (2, 3)),
+            (board, {}, (4, 3)),
+            (board, {"threads": 2}, (2, 2)),
+            (board, {"decode_threads": 1}, (4, 1)),
+        ):
+            monkeypatch.setattr(artifact, "manifest", replace(plain, execution=execution))
+            executor = Executor(artifact, context=64, **asked)
+            assert (executor.threads, executor.decode_threads) == expected
+            executor.close()
+
+
+@pytest.mark.slow
 def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) -> None:
     with Artifact.open(tiny_artifact()) as artifact:
         executor = Executor(artifact, context=32)
@@ -124,7 +148,13 @@ def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) 
         executor.close()
         with pytest.raises(ValueError, match="open"):
             executor.step(Batch(**{k: np.array(v, np.int32) for k, v in good.items()}))
-        for settings in ({"threads": 0}, {"threads": 1000}, {"context": 0}, {"context": 10**6}):
+        for settings in (
+            {"threads": 0},
+            {"threads": 1000},
+            {"decode_threads": 0},
+            {"context": 0},
+            {"context": 10**6},
+        ):
             with pytest.raises(ConfigError):
                 Executor(artifact, **settings)
 

@@ -18,6 +18,7 @@ from edge_llm.settings import Settings
 FULL = """
 device = "kitchen"
 threads = 4
+decode_threads = 3
 context = 2048
 sequences = 2
 
@@ -64,7 +65,8 @@ def test_a_file_holds_everything(toml: Path, tmp_path: Path) -> None:
     toml.write_text(FULL.format(password=password))
     config = from_options(file="a.edge", config=str(toml))
     assert (config.artifact, config.device) == ("a.edge", "kitchen")
-    assert (config.threads, config.context, config.sequences) == (4, 2048, 2)
+    assert (config.threads, config.decode_threads) == (4, 3)
+    assert (config.context, config.sequences) == (2048, 2)
     assert config.mqtt == Mqtt(
         Broker(
             "broker.lan", 8883, True, "kitchen", "hush", "/ca.pem", "/kitchen.pem", "/kitchen.key"
@@ -86,11 +88,13 @@ def test_a_secret_is_never_shown(toml: Path) -> None:
 
 
 def test_options_come_first(toml: Path) -> None:
-    toml.write_text('device = "a"\nthreads = 1\n[mqtt]\nurl = "mqtt://a"\nkeepalive_seconds = 9\n')
+    threads = "threads = 1\ndecode_threads = 1\n"
+    toml.write_text(f'device = "a"\n{threads}[mqtt]\nurl = "mqtt://a"\nkeepalive_seconds = 9\n')
     config = from_options(
         file="a.edge", config=str(toml), device="b", threads=2, mqtt="mqtt://b:5", socket="/s"
     )
-    assert (config.device, config.threads, config.http.socket) == ("b", 2, "/s")
+    assert (config.device, config.http.socket) == ("b", "/s")
+    assert (config.threads, config.decode_threads) == (2, 2)
     assert config.mqtt is not None
     assert (config.mqtt.broker.host, config.mqtt.broker.port) == ("b", 5)
     assert config.mqtt.keepalive_seconds == 9
@@ -109,7 +113,7 @@ def test_without_options_nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour = 1", "colour: unknown key (known here: context, device, sequences, threads)"),
+        ("colour = 1", "colour: unknown key (known here: context, decode_threads, device, "),
         ("[mqtt]\nurl='mqtt://a'\nsugar = 1", "mqtt.sugar: unknown key (known here: ca_file, "),
         ("[http]\nport = 1", "http.port: unknown key (known here: allow_remote, listen, socket)"),
         ("[tea]\ncups = 1", "tea.cups: unknown key"),

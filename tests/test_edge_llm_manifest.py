@@ -86,7 +86,14 @@ def test_bool_is_no_integer_and_integer_no_bool() -> None:
     )
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if isinstance(path[-1], str)], ids=spelled)
+OPTIONAL = ("prefill_threads", "decode_threads")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PATHS if isinstance(path[-1], str) and path[-1] not in OPTIONAL],
+    ids=spelled,
+)
 def test_missing_key_is_named(path: tuple[Any, ...]) -> None:
     document = json.loads(json.dumps(SAMPLE))
     inner = document
@@ -94,6 +101,16 @@ def test_missing_key_is_named(path: tuple[Any, ...]) -> None:
         inner = inner[key]
     del inner[path[-1]]
     assert refusal(json.dumps(document).encode()) == f"{spelled(path)}: missing"
+
+
+def test_threads_may_be_left_out() -> None:
+    document = json.loads(json.dumps(SAMPLE))
+    for key in OPTIONAL:
+        del document["execution"][key]
+    manifest = Manifest.parse(json.dumps(document).encode())
+    assert manifest == sample_manifest(entries=(ENTRY,))
+    execution = Manifest.parse(changed(("execution", "decode_threads"), 3)).execution
+    assert (execution.prefill_threads, execution.decode_threads) == (None, 3)
 
 
 def test_unknown_key_is_named() -> None:

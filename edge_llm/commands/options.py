@@ -13,7 +13,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.argument("file", metavar="FILE.edge")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 THREADS = click.option(
-    "--threads", type=int, metavar="N", help="CPU threads; by default one a core."
+    "--threads",
+    type=int,
+    metavar="N",
+    help="CPU threads; by default what suits the board, or one a core.",
 )
 CONTEXT = click.option(
     "--context",

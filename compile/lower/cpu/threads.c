@@ -1,27 +1,22 @@
-/* The threads of a compiled step, linked into every CPU artifact.
+/* The threads of a compiled step, linked into every CPU artifact (docs/adr/0004-threads.md).
  *
  * TVM's code reaches its thread pool through two function pointers, which this file sets to its
- * own: launch (run a task on every thread, return when all are done) and barrier (wait for the
- * others inside a task). A waiting thread spins for SPIN_NANOSECONDS, because a stage is
- * microseconds long, then sleeps in the kernel, because the thread it waits for may have lost its
- * core to another process. Between steps nothing spins for longer than that.
+ * own: launch (run a task on every active thread, return when all are done) and barrier (wait for
+ * the others inside a task). Between two barriers is a stage. Its units are divided into a range a
+ * thread, so that a thread reads the same weights every token; whoever is done with its own range
+ * takes chunks of the others'.
  *
  * One launch at a time; the caller sees to it and is itself thread 0.
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <limits.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { MAX_THREADS = 16, SPIN_NANOSECONDS = 50000, POLLS_PER_CLOCK = 32 };
+#include "event.h"
+
+enum { MAX_THREADS = 16, SHORT_REST = 8, LONG_REST = 64 };
 
 /* TVM's side of the contract (tvm/runtime/c_backend_api.h). */
 typedef struct {
@@ -32,112 +27,91 @@ typedef int (*FTVMParallelLambda)(int task_id, TVMParallelGroupEnv *penv, void *
 extern int (*__TVMBackendParallelLaunch)(FTVMParallelLambda flambda, void *cdata, int num_task);
 extern int (*__TVMBackendParallelBarrier)(int task_id, TVMParallelGroupEnv *penv);
 
-/* A counter that threads wait on until it changes; on a cache line of its own. */
+/* How many units of a thread's range are claimed; may pass the range's end. */
 typedef struct {
-    _Alignas(64) _Atomic uint32_t value;
-    _Atomic uint32_t sleepers;
-} Event;
+    _Alignas(CACHE_LINE) _Atomic uint32_t claimed;
+} Cursor;
 
-static Event launched;  /* bumped by every launch, and to stop */
-static Event passed;    /* bumped when all threads have reached a barrier */
-static _Alignas(64) _Atomic int arrived;
-static _Atomic int failed;
+static Event launched[MAX_THREADS]; /* bumped to run a task on that thread, and to stop it */
+static Event passed;                /* bumped when all active threads have reached a barrier */
+static Cursor cursors[MAX_THREADS]; /* zero whenever a stage begins */
+static _Alignas(CACHE_LINE) _Atomic int arrived;
+static _Atomic bool failed;
+static _Atomic bool outwaited; /* a thread slept at a barrier: another had lost its core */
 
-static int64_t *profile; /* nanoseconds of each stage, added up over the steps; NULL: not kept */
-static int stage;
+static int64_t *times; /* of the stages, added up over the steps; NULL: not kept */
 static int64_t stage_began;
 
 static FTVMParallelLambda task;
 static void *task_data;
-static int threads = 1;
-static int stopping;
+static int threads = 1; /* that exist, the caller among them */
+static int active = 1;  /* that take part in this step; the others sleep through it */
+static bool stopping;
 static pthread_t workers[MAX_THREADS];
-static cpu_set_t allowed;                 /* what the process might use when it started */
-static _Thread_local int caller_is_placed;
+static cpu_set_t allowed; /* what the process might use when it started */
+static _Thread_local bool placed;
 
-static int64_t now_nanoseconds(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
-static void relax(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb" ::: "memory"); /* `yield` does not wait on cores without SMT */
-#endif
-}
-
-static void event_wait(Event *event, uint32_t seen) {
-    int64_t give_up = now_nanoseconds() + SPIN_NANOSECONDS;
-    do {
-        for (int i = 0; i < POLLS_PER_CLOCK; i++) {
-            if (atomic_load_explicit(&event->value, memory_order_acquire) != seen) return;
-            relax();
-        }
-    } while (now_nanoseconds() < give_up);
-    atomic_fetch_add(&event->sleepers, 1);
-    while (atomic_load(&event->value) == seen)
-        syscall(SYS_futex, &event->value, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
-    atomic_fetch_sub(&event->sleepers, 1);
-}
-
-static void event_signal(Event *event) {
-    atomic_fetch_add(&event->value, 1);
-    if (atomic_load(&event->sleepers))
-        syscall(SYS_futex, &event->value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-}
-
-/* Give thread `id` a CPU of its own. Left to itself the kernel wakes a thread where its waker runs,
- * and two threads that take turns waiting stay on one CPU for seconds while another is free. */
+/* Give this thread a CPU of its own, or with `id` -1 all of them. Left to itself the kernel wakes a
+ * thread where its waker runs, and two that take turns waiting share a CPU while another is free. */
 static void place(int id) {
-    int cpus = CPU_COUNT(&allowed);
-    if (threads > cpus) return;
-    for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &allowed) || seen++ != id) continue;
-        cpu_set_t one;
-        CPU_ZERO(&one);
-        CPU_SET(cpu, &one);
-        sched_setaffinity(0, sizeof one, &one); /* where it may not, it runs anywhere */
-        return;
-    }
+    cpu_set_t set = allowed;
+    if (id >= 0 && threads > CPU_COUNT(&allowed)) return;
+    for (int cpu = 0, seen = 0; id >= 0 && cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &allowed) && seen++ != id) CPU_CLR(cpu, &set);
+    sched_setaffinity(0, sizeof set, &set); /* where it may not, it runs anywhere */
+    placed = id >= 0;
 }
 
-/* By the last thread to reach a barrier, while the others wait. */
+/* By the last to come to the end of a stage, while the others wait. */
 static void end_stage(void) {
     int64_t now = now_nanoseconds();
-    profile[stage++] += now - stage_began;
+    *times++ += now - stage_began;
     stage_began = now;
 }
 
-static void meet(void) {
+/* The end of a stage, or of the step: nobody goes on before all active threads have come. */
+static void meet(bool ends_stage) {
     uint32_t seen = atomic_load_explicit(&passed.value, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&arrived, 1, memory_order_acq_rel) == threads - 1) {
-        atomic_store_explicit(&arrived, 0, memory_order_relaxed);
-        if (profile) end_stage();
-        event_signal(&passed);
-    } else {
-        event_wait(&passed, seen);
+    if (atomic_fetch_add_explicit(&arrived, 1, memory_order_acq_rel) < active - 1) {
+        if (event_wait(&passed, seen)) atomic_store_explicit(&outwaited, true, memory_order_relaxed);
+        return;
     }
+    atomic_store_explicit(&arrived, 0, memory_order_relaxed);
+    if (ends_stage && times) end_stage();
+    for (int i = 0; i < active; i++)
+        atomic_store_explicit(&cursors[i].claimed, 0, memory_order_relaxed);
+    if (active > 1) event_signal(&passed);
+}
+
+/* Called by the step: up to `size` of a stage's `units` for thread `id`, of its own range or else
+ * of another's. The end of the chunk << 32 | its start; 0 when none are left. */
+int64_t edge_claim(int32_t id, int32_t units, int32_t size) {
+    uint32_t ranges = (uint32_t)active, range = (uint32_t)id;
+    for (uint32_t i = 0; i < ranges; i++, range = range + 1 < ranges ? range + 1 : 0) {
+        uint32_t start = units * range / ranges, end = units * (range + 1) / ranges;
+        _Atomic uint32_t *claimed = &cursors[range].claimed;
+        if (start + atomic_load_explicit(claimed, memory_order_relaxed) >= end) continue;
+        start += atomic_fetch_add_explicit(claimed, size, memory_order_relaxed);
+        if (start >= end) continue;
+        if (start + size < end) end = start + size;
+        return (int64_t)end << 32 | start;
+    }
+    return 0;
 }
 
 static void run_task(int id) {
-    TVMParallelGroupEnv env = {NULL, threads};
-    if (task(id, &env, task_data)) atomic_store(&failed, 1);
-    meet();
+    TVMParallelGroupEnv env = {NULL, active};
+    if (task(id, &env, task_data)) atomic_store(&failed, true);
+    meet(false);
 }
 
-static void *work(void *id) {
-    uint32_t seen = 0;
-    int placed = 0;
-    for (;;) {
-        event_wait(&launched, seen);
-        seen++;
+static void *work(void *argument) {
+    int id = (int)(intptr_t)argument;
+    for (uint32_t seen = 0;; seen++) {
+        event_wait(&launched[id], seen);
         if (stopping) return NULL;
-        if (!placed) place((int)(intptr_t)id);
-        placed = 1;
-        run_task((int)(intptr_t)id);
+        if (!placed) place(id);
+        run_task(id);
     }
 }
 
@@ -145,12 +119,9 @@ static int launch(FTVMParallelLambda lambda, void *data, int count) {
     (void)count; /* a step divides itself by the number of threads it is told */
     task = lambda;
     task_data = data;
-    atomic_store(&failed, 0);
-    stage = 0;
-    if (profile) stage_began = now_nanoseconds();
-    if (threads > 1 && !caller_is_placed) place(0);
-    caller_is_placed = 1;
-    if (threads > 1) event_signal(&launched);
+    atomic_store(&failed, false);
+    if (placed != (active > 1)) place(active > 1 ? 0 : -1); /* alone, go where there is room */
+    for (int i = 1; i < active; i++) event_signal(&launched[i]);
     run_task(0);
     return atomic_load(&failed) ? -1 : 0;
 }
@@ -158,20 +129,47 @@ static int launch(FTVMParallelLambda lambda, void *data, int count) {
 static int barrier(int id, TVMParallelGroupEnv *env) {
     (void)id;
     (void)env;
-    if (threads > 1 || profile) meet();
+    meet(true);
     return 0;
 }
 
-/* From now on add the time of each stage to `nanoseconds`, which holds one for every barrier of a
- * step; NULL ends that. Not during a step. */
-void edge_profile(int64_t *nanoseconds) { profile = nanoseconds; }
+/* Called before a step: how many threads it gets, at most `wanted`. While decoding, chunks are so
+ * short that a thread which sleeps at a barrier waits for one whose core another process has taken.
+ * Then the steps that follow do with one thread less, for longer each time it happens again. */
+int edge_threads_choose(int wanted, bool decoding) {
+    static int spared, left, rest = SHORT_REST; /* threads; steps until one more is tried */
+    static bool decoded;
+    if (atomic_exchange(&outwaited, false) && decoded) {
+        spared++;
+        left = rest;
+        rest = rest < LONG_REST ? rest * 2 : LONG_REST;
+    } else if (decoding && left > 0 && --left == 0) {
+        if (spared > 0) {
+            spared--;
+            left = rest;
+        } else {
+            rest = SHORT_REST;
+        }
+    }
+    decoded = decoding;
+    active = wanted < threads ? wanted : threads;
+    if (decoding) active = active > spared ? active - spared : 1;
+    return active;
+}
+
+/* Called before a step: add the time of each stage to `nanoseconds`, one for every barrier of the
+ * step; NULL for none. */
+void edge_threads_time(int64_t *nanoseconds) {
+    times = nanoseconds;
+    if (times) stage_began = now_nanoseconds();
+}
 
 void edge_threads_stop(void) {
-    stopping = 1;
-    event_signal(&launched);
+    stopping = true;
+    for (int i = 1; i < threads; i++) event_signal(&launched[i]);
     for (int i = 1; i < threads; i++) pthread_join(workers[i], NULL);
     threads = 1;
-    stopping = 0;
+    stopping = false;
 }
 
 /* Make `count` threads, the caller among them, and take the place of TVM's pool.
@@ -180,7 +178,6 @@ int edge_threads_start(int count) {
     if (count < 1 || count > MAX_THREADS) return EINVAL;
     edge_threads_stop();
     if (sched_getaffinity(0, sizeof allowed, &allowed)) CPU_ZERO(&allowed);
-    atomic_store(&launched.value, 0);
     __TVMBackendParallelLaunch = launch;
     __TVMBackendParallelBarrier = barrier;
     sigset_t all, before; /* signals are for the host program's own threads */
@@ -188,6 +185,7 @@ int edge_threads_start(int count) {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = 0;
     for (int i = 1; i < count && !error; i++) {
+        atomic_store(&launched[i].value, 0);
         error = pthread_create(&workers[i], NULL, work, (void *)(intptr_t)i);
         if (!error) threads = i + 1;
     }

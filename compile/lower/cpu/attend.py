@@ -1,0 +1,140 @@
+"""The attention stages of a step: which queries attend together, and which thread sees to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tvm.tirx.script.builder import ir as T
+
+from compile.lower.cpu.attention import Pages, combine, score, weigh
+from compile.lower.cpu.cache import PAGE_POSITIONS, HeadPage
+from compile.lower.cpu.frame import UNIT, Frame
+from compile.lower.cpu.memory import Array, Expr
+from compile.lower.cpu.vector import LANES, bind, splat
+
+
+def attend(frame: Frame, layer: Expr) -> None:
+    """Attention of every row; all query heads of a KV head together."""
+    if frame.tokens_at_once == 1:
+        attend_one(frame, layer)
+    else:
+        attend_rows(frame, layer)
+
+
+def attend_one(frame: Frame, layer: Expr) -> None:
+    """Of a single row: its heads are too few to share out, so pages are, and then groups."""
+    config, share = frame.plan.config, frame.plan.query_share
+    groups = config.head_dim // UNIT
+    position = bind(frame.positions.load())
+    count = bind(position // PAGE_POSITIONS + 1)
+    scores = frame.region(frame.workspace, frame.plan.workspace.scores)
+    pages, columns = config.kv_heads * count, config.head_dim * share
+    with frame.stage("scores") as task, frame.share(pages, task, columns) as unit:
+        head, p = bind(unit // count), bind(unit % count)
+        first = head * share
+        score(
+            frame.isa,
+            [frame.head("q", (first + i) * groups) for i in range(share)],
+            [position] * share,
+            frame.page(layer, head, T.int32(0), p),
+            p * PAGE_POSITIONS,
+            [scores.at((first + i) * frame.plan.score_columns) for i in range(share)],
+        )
+    with frame.stage("attention") as task, frame.share(config.kv_heads * groups, task) as unit:
+        head, group = bind(unit // groups), bind(unit % groups)
+        weights = frame.region(frame.workspace, frame.plan.workspace.weights).at(
+            task * (share * frame.plan.score_columns)
+        )
+        weigh_and_combine(
+            frame,
+            [position] * share,
+            count,
+            scores.at(head * (share * frame.plan.score_columns)),
+            weights,
+            lambda page: frame.page(layer, head, T.int32(0), page),
+            [group],
+            [(head * share + i) * groups for i in range(share)],
+            task,
+        )
+
+
+def attend_rows(frame: Frame, layer: Expr) -> None:
+    """Of many: consecutive rows of one sequence together, as far as there are such."""
+    config, together = frame.plan.config, frame.plan.rows_together
+    blocks = (frame.n + together - 1) // together
+    with frame.stage("attention") as task, frame.share(blocks * config.kv_heads, task) as unit:
+        row, head = bind(unit // config.kv_heads * together), bind(unit % config.kv_heads)
+        last = bind(T.min(row + together, frame.n) - 1)
+        same = frame.sequences.load(row) == frame.sequences.load(last)
+        with T.If(T.And(last - row == together - 1, same)):
+            with T.Then():
+                attend_together(frame, layer, head, row, together, task)
+            with T.Else(), T.serial(last - row + 1) as j:
+                attend_together(frame, layer, head, bind(row + j), 1, task)
+
+
+def attend_together(
+    frame: Frame, layer: Expr, head: Expr, row: Expr, rows: int, task: Expr
+) -> None:
+    """The queries that ``rows`` rows of one sequence have for one KV head."""
+    config, share = frame.plan.config, frame.plan.query_share
+    groups, context = config.head_dim // UNIT, frame.plan.score_columns
+    firsts = [
+        ((row + r) * config.heads + head * share + i) * groups
+        for r in range(rows)
+        for i in range(share)
+    ]
+    positions = [
+        position
+        for position in [bind(frame.positions.load(row + r)) for r in range(rows)]
+        for _ in range(share)
+    ]
+    count = bind(positions[-1] // PAGE_POSITIONS + 1)
+    scores = frame.region(frame.workspace, frame.plan.workspace.scores).at(
+        task * (frame.plan.queries_together * context)
+    )
+
+    def page(index: Expr) -> HeadPage:
+        return frame.page(layer, head, row, index)
+
+    with T.serial(count) as p:
+        score(
+            frame.isa,
+            [frame.head("q", first) for first in firsts],
+            positions,
+            page(p),
+            p * PAGE_POSITIONS,
+            [scores.at(i * context) for i in range(len(firsts))],
+        )
+    weigh_and_combine(frame, positions, count, scores, scores, page, range(groups), firsts, task)
+
+
+def weigh_and_combine(
+    frame: Frame,
+    positions: list[Expr],
+    count: Expr,
+    scores: Array,
+    weights: Array,
+    page: Pages,
+    groups: Iterable[Expr],
+    firsts: list[Expr],
+    task: Expr,
+) -> None:
+    """From scores, float32 [queries, context], to groups of the quantized output.
+
+    ``firsts`` are the first groups of each query's output; ``weights`` may be ``scores``.
+    """
+    context = frame.plan.score_columns
+    totals = [
+        weigh(position, count, scores.at(i * context), weights.at(i * context))
+        for i, position in enumerate(positions)
+    ]
+    sums = frame.tile_sums(task)
+    for group in groups:
+        rows = [weights.at(i * context) for i in range(len(positions))]
+        combine(frame.isa, page, count, group, rows, sums)
+        for i, (first, total) in enumerate(zip(firsts, totals, strict=True)):
+            halves = [
+                bind(sums.load(i * UNIT + half * LANES, LANES) / splat(total)) for half in range(2)
+            ]
+            frame.quantized("attended").group(first + group).write(*halves)

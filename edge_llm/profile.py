@@ -1,0 +1,43 @@
+"""Where the time of a step goes: its stages, as the thread layer of the compiled code times them.
+
+A stage is what lies between two barriers; the same stage of every layer is added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Stages:
+    """The times of one kind of step; the compiled code writes them.
+
+    Args:
+        names: of its stages, one for each barrier.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._nanoseconds = np.zeros(len(names), np.int64)
+
+    @property
+    def address(self) -> int:
+        """Of the int64 array that the code adds to."""
+        return int(self._nanoseconds.__array_interface__["data"][0])
+
+    def seconds(self) -> dict[str, float]:
+        """By the stage's name, all layers and steps together, in the order of a step."""
+        total = dict.fromkeys(self._names, 0.0)
+        for name, nanoseconds in zip(self._names, self._nanoseconds.tolist(), strict=True):
+            total[name] += nanoseconds / 1e9
+        return total
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of steps of one row, and of those of several."""
+
+    decode: Stages
+    prefill: Stages

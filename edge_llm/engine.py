@@ -229,7 +229,8 @@ class Engine:
         for sequence in admitted:
             self._waiting.remove(sequence)
             self._running.append(sequence)
-            sequence.pages = self._pool.take(pages_for(sequence.limit, self._limits.page_positions))
+            pages = self._pool.take(pages_for(sequence.limit, self._limits.page_positions))
+            sequence.settle(pages, self._limits.table_pages)
             sequence.consumer.started()
 
     def _compute_and_emit(self, chunks: tuple[Chunk, ...]) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,8 +78,7 @@ class Executor:
         self._workspace = _zeros(execution.workspace_bytes)
         self._logits = np.zeros((sequences, self._columns), np.float32)
         self._memory = tuple(
-            array.__array_interface__["data"][0]
-            for array in (self._weights, self._cache, self._workspace)
+            _address(memory) for memory in (self._weights, self._cache, self._workspace)
         )
         self.compiled_seconds = 0.0
         self._library = _load(artifact)
@@ -101,15 +101,12 @@ class Executor:
             logits = np.empty((wanted, self._columns), np.float32)
         else:
             logits = self._logits
-        arrays = [
-            np.ascontiguousarray(array, np.int32)
-            for array in (
-                batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted
-            )
-        ]  # fmt: skip
-        addresses = [array.__array_interface__["data"][0] for array in (*arrays, logits)]
-        pointers = (ctypes.c_void_p * (len(self._memory) + len(addresses)))(
-            *self._memory, *addresses
+        arrays = (
+            *(batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted),
+            logits,
+        )
+        pointers = (ctypes.c_void_p * (len(self._memory) + len(arrays)))(
+            *self._memory, *(_address(array) for array in arrays)
         )
         table_rows, table_columns = batch.tables.shape
         threads = self.decode_threads if rows <= FEW_ROWS else self.threads
@@ -152,6 +149,12 @@ def _setting(name: str, value: int | None, most: int, default: int) -> int:
     if not 1 <= value <= most:
         raise ConfigError(f"{name} {value}: this artifact allows 1 to {most}")
     return value
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Of the first element; the array must be contiguous."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _zeros(size: int) -> NDArray[np.uint8]:

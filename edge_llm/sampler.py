@@ -48,7 +48,7 @@ def make_sampler(sampling: Sampling) -> Sampler:
 
 def greedy(logits: Floats) -> int:
     """The likeliest token; the lowest id of several."""
-    best = int(np.argmax(logits))  # the first NaN, where there is one
+    best = int(logits.argmax())  # the first NaN, where there is one
     if not math.isfinite(logits[best]):
         raise RequestError(500, "model_error", f"the model returned logits of {logits[best]}")
     return best

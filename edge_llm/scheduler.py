@@ -116,22 +116,23 @@ def _chunk(sequence: Sequence, rows: int) -> Chunk:
 
 def make_batch(chunks: tuple[Chunk, ...], limits: Limits) -> Batch:
     """The rows of the chunks, one after the other; their sequences own their pages by now."""
-    tables = np.zeros((len(chunks), limits.table_pages), np.int32)
-    tokens, positions, wanted = [], [], []
-    end = 0
-    for chunk, table in zip(chunks, tables, strict=True):
-        sequence = chunk.sequence
-        start, stop = sequence.computed, sequence.computed + chunk.rows
-        table[: len(sequence.pages)] = sequence.pages
-        tokens.append(sequence.tokens[start:stop])
-        positions.append(np.arange(start, stop, dtype=np.int32))
-        end += chunk.rows
-        wanted.append(np.arange(end - chunk.wanted, end, dtype=np.int32))
-    counts = [chunk.rows for chunk in chunks]
+    tokens: list[int] = []
+    positions: list[int] = []
+    sequences: list[int] = []
+    wanted: list[int] = []
+    # Lists, because most steps have one row, for which numpy's functions take longer than the work.
+    for index, chunk in enumerate(chunks):
+        start = chunk.sequence.computed
+        stop = start + chunk.rows
+        tokens += chunk.sequence.tokens[start:stop].tolist()
+        positions += range(start, stop)
+        sequences += [index] * chunk.rows
+        wanted += range(len(tokens) - chunk.wanted, len(tokens))
+    tables = [chunk.sequence.table for chunk in chunks]
     return Batch(
-        tokens=np.concatenate(tokens),
-        positions=np.concatenate(positions),
-        sequences=np.repeat(np.arange(len(chunks), dtype=np.int32), counts),
-        tables=tables,
-        wanted=np.concatenate(wanted),
+        tokens=np.array(tokens, np.int32),
+        positions=np.array(positions, np.int32),
+        sequences=np.array(sequences, np.int32),
+        tables=tables[0][None] if len(tables) == 1 else np.stack(tables),
+        wanted=np.array(wanted, np.int32),
     )

@@ -57,6 +57,7 @@ class Sequence:
         length: tokens known; those after the prompt were generated.
         computed: tokens whose keys and values are in the cache.
         pages: pages it owns; none while it waits.
+        table: the same, int32, filled up with zeros to the length of a step's tables.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Sequence:
         self.length = len(prompt)
         self.computed = 0
         self.pages: tuple[int, ...] = ()
+        self.table = np.zeros(0, np.int32)
         self._ids = np.zeros(limit, np.int32)
         self._ids[: self.length] = prompt
 
@@ -94,6 +96,12 @@ class Sequence:
     def generated(self) -> int:
         """Tokens after the prompt."""
         return self.length - self.prompt_length
+
+    def settle(self, pages: tuple[int, ...], table_pages: int) -> None:
+        """Owns these pages from now on."""
+        self.pages = pages
+        self.table = np.zeros(table_pages, np.int32)
+        self.table[: len(pages)] = pages
 
     def append(self, token: int) -> None:
         """Adds the token that was drawn; there must be room."""

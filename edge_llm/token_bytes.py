@@ -8,6 +8,7 @@ block and rare bytes as ``<0x0A>``.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer
 
 from edge_llm.errors import ArtifactError
 
+RECENT = 4096  # tokens whose bytes are kept: a language's common ones
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # as SentencePiece writes it
 
 
@@ -39,6 +41,7 @@ class TokenBytes:
             self._read = _sentence_piece
         else:
             raise ArtifactError(f"tokenizer.json: the decoder {'+'.join(kinds)} is not supported")
+        self._bytes = functools.lru_cache(RECENT)(self._spell)
         self._drops_space = any(  # SentencePiece puts one before a text, to be taken away again
             step["type"] == "Strip" or step.get("prepend_scheme", "never") != "never"
             for step in steps
@@ -62,7 +65,7 @@ class TokenBytes:
 
         return decode
 
-    def _bytes(self, token: int) -> bytes:
+    def _spell(self, token: int) -> bytes:
         added = self._added.get(token)
         if added is not None:
             return b"" if added.special else self._read(added.content)

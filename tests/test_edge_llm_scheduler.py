@@ -122,8 +122,9 @@ def test_expired_are_those_whose_deadline_has_come() -> None:
 def test_the_batch_lists_tokens_positions_tables_and_wanted_rows() -> None:
     decoding, filling = sequence(1, computed=2), sequence(2, prompt=6)
     scored = sequence(3, prompt=2, limit=2, every_row=True)
-    decoding.pages, filling.pages, scored.pages = (7, 5), (1, 0), (9,)
     limits = Limits(max_rows=6, page_positions=4, table_pages=3)
+    for owner, pages in ((decoding, (7, 5)), (filling, (1, 0)), (scored, (9,))):
+        owner.settle(pages, limits.table_pages)
     plan = make_plan([], [decoding, filling, scored], 0, limits)
     batch = make_batch(plan.chunks, limits)
     assert batch.tokens.tolist() == [102, 200, 201, 202, 203, 204]
@@ -154,7 +155,8 @@ def test_everything_that_waits_is_computed_once_and_in_order(
         plan = make_plan(waiting, running, pool.free, LIMITS)
         for started in plan.admitted:
             waiting.remove(started)
-            started.pages = pool.take(pages_for(started.limit, LIMITS.page_positions))
+            taken = pool.take(pages_for(started.limit, LIMITS.page_positions))
+            started.settle(taken, LIMITS.table_pages)
             running.append(started)
         assert 0 < sum(chunk.rows for chunk in plan.chunks) <= LIMITS.max_rows
         for chunk in plan.chunks:

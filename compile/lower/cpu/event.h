@@ -1,6 +1,6 @@
 /* A counter that threads wait on until it changes.
  *
- * A waiting thread spins for SPIN_NANOSECONDS, because what it waits for is mostly microseconds
+ * A waiting thread spins for a while, because what it waits for is mostly microseconds
  * away, then sleeps in the kernel, because the thread it waits for may have lost its core to
  * another process, or there may be nothing to do for hours.
  */
@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CACHE_LINE = 64, SPIN_NANOSECONDS = 1000000, POLLS_PER_CLOCK = 32 };
+enum { CACHE_LINE = 64, POLLS_PER_CLOCK = 32 };
 
 typedef struct {
     _Alignas(CACHE_LINE) _Atomic uint32_t value;
@@ -34,9 +34,9 @@ static inline void relax(void) {
 #endif
 }
 
-/* Wait until the counter is no longer `seen`; says whether that took a sleep. */
-static bool event_wait(Event *event, uint32_t seen) {
-    int64_t give_up = now_nanoseconds() + SPIN_NANOSECONDS;
+/* Wait until the counter is no longer `seen`, awake for `spin` ns; says whether it slept. */
+static bool event_wait(Event *event, uint32_t seen, int64_t spin) {
+    int64_t give_up = now_nanoseconds() + spin;
     do {
         for (int i = 0; i < POLLS_PER_CLOCK; i++) {
             if (atomic_load_explicit(&event->value, memory_order_acquire) != seen) return false;

@@ -16,7 +16,7 @@
 
 #include "event.h"
 
-enum { MAX_THREADS = 16, SHORT_REST = 8, LONG_REST = 64 };
+enum { MAX_THREADS = 16, SPIN_NANOSECONDS = 1000000, WINDOW = 16, PATIENCE = 8 };
 
 /* TVM's side of the contract (tvm/runtime/c_backend_api.h). */
 typedef struct {
@@ -46,8 +46,11 @@ static FTVMParallelLambda task;
 static void *task_data;
 static int threads = 1; /* that exist, the caller among them */
 static int active = 1;  /* that take part in this step; the others sleep through it */
+static int spared;      /* left out of decoding, because other processes want the cores */
+static bool measured;   /* this step decodes */
 static bool stopping;
 static pthread_t workers[MAX_THREADS];
+static int64_t spin;      /* ns of a wait; none where threads must share a core */
 static cpu_set_t allowed; /* what the process might use when it started */
 static _Thread_local bool placed;
 
@@ -71,16 +74,17 @@ static void end_stage(void) {
 
 /* The end of a stage, or of the step: nobody goes on before all active threads have come. */
 static void meet(bool ends_stage) {
+    int all = active; /* whoever has arrived may find the next step's when it looks again */
     uint32_t seen = atomic_load_explicit(&passed.value, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&arrived, 1, memory_order_acq_rel) < active - 1) {
-        if (event_wait(&passed, seen)) atomic_store_explicit(&outwaited, true, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&arrived, 1, memory_order_acq_rel) < all - 1) {
+        if (event_wait(&passed, seen, spin)) atomic_store_explicit(&outwaited, true, memory_order_relaxed);
         return;
     }
     atomic_store_explicit(&arrived, 0, memory_order_relaxed);
     if (ends_stage && times) end_stage();
-    for (int i = 0; i < active; i++)
+    for (int i = 0; i < all; i++)
         atomic_store_explicit(&cursors[i].claimed, 0, memory_order_relaxed);
-    if (active > 1) event_signal(&passed);
+    if (all > 1) event_signal(&passed);
 }
 
 /* Called by the step: up to `size` of a stage's `units` for thread `id`, of its own range or else
@@ -108,21 +112,47 @@ static void run_task(int id) {
 static void *work(void *argument) {
     int id = (int)(intptr_t)argument;
     for (uint32_t seen = 0;; seen++) {
-        event_wait(&launched[id], seen);
+        event_wait(&launched[id], seen, spin);
         if (stopping) return NULL;
         if (!placed) place(id);
         run_task(id);
     }
 }
 
+/* After a step of decoding, whose chunks are so short that a thread which sleeps at a barrier waits
+ * for one whose core another process has taken. Where that goes on, one thread less may be faster
+ * or slower, as the other processes are: WINDOW steps are tried and the better is kept. */
+static void reconsider(int64_t nanoseconds) {
+    static int steps, waits, kept, windows = PATIENCE;
+    static int64_t total, kept_total;
+    static bool upwards;
+    total += nanoseconds;
+    waits += atomic_load(&outwaited);
+    if (++steps < WINDOW) return;
+    windows++;
+    if (spared == kept) {
+        kept_total = total;
+        upwards = waits > 1 && !(upwards && spared);
+        if (windows > PATIENCE) spared += upwards ? 1 : spared ? -1 : 0;
+    } else {
+        if (total < kept_total) kept = spared;
+        spared = kept;
+        windows = 0;
+    }
+    total = steps = waits = 0;
+}
+
 static int launch(FTVMParallelLambda lambda, void *data, int count) {
     (void)count; /* a step divides itself by the number of threads it is told */
+    int64_t start = now_nanoseconds();
     task = lambda;
     task_data = data;
     atomic_store(&failed, false);
+    atomic_store(&outwaited, false);
     if (placed != (active > 1)) place(active > 1 ? 0 : -1); /* alone, go where there is room */
     for (int i = 1; i < active; i++) event_signal(&launched[i]);
     run_task(0);
+    if (measured) reconsider(now_nanoseconds() - start);
     return atomic_load(&failed) ? -1 : 0;
 }
 
@@ -133,27 +163,11 @@ static int barrier(int id, TVMParallelGroupEnv *env) {
     return 0;
 }
 
-/* Called before a step: how many threads it gets, at most `wanted`. While decoding, chunks are so
- * short that a thread which sleeps at a barrier waits for one whose core another process has taken.
- * Then the steps that follow do with one thread less, for longer each time it happens again. */
+/* Called before a step: how many threads it gets, at most `wanted`. */
 int edge_threads_choose(int wanted, bool decoding) {
-    static int spared, left, rest = SHORT_REST; /* threads; steps until one more is tried */
-    static bool decoded;
-    if (atomic_exchange(&outwaited, false) && decoded) {
-        spared++;
-        left = rest;
-        rest = rest < LONG_REST ? rest * 2 : LONG_REST;
-    } else if (decoding && left > 0 && --left == 0) {
-        if (spared > 0) {
-            spared--;
-            left = rest;
-        } else {
-            rest = SHORT_REST;
-        }
-    }
-    decoded = decoding;
     active = wanted < threads ? wanted : threads;
     if (decoding) active = active > spared ? active - spared : 1;
+    measured = decoding;
     return active;
 }
 
@@ -178,6 +192,7 @@ int edge_threads_start(int count) {
     if (count < 1 || count > MAX_THREADS) return EINVAL;
     edge_threads_stop();
     if (sched_getaffinity(0, sizeof allowed, &allowed)) CPU_ZERO(&allowed);
+    spin = count <= CPU_COUNT(&allowed) ? SPIN_NANOSECONDS : 0;
     __TVMBackendParallelLaunch = launch;
     __TVMBackendParallelBarrier = barrier;
     sigset_t all, before; /* signals are for the host program's own threads */

@@ -6,11 +6,14 @@ decode rows and prefill chunks alike. Row results do not depend on what else is 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_llm.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class StepExecutor(Protocol):
         page_positions: positions a page of the KV cache holds.
         pages: pages there are.
         max_rows: rows a step may hold.
+        compiled_seconds: spent within compiled code, all steps together.
     """
 
     @property
@@ -55,9 +59,14 @@ class StepExecutor(Protocol):
     def pages(self) -> int: ...
     @property
     def max_rows(self) -> int: ...
+    @property
+    def compiled_seconds(self) -> float: ...
 
     def step(self, batch: Batch) -> NDArray[np.float32]:
         """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step."""
+
+    def profile(self) -> AbstractContextManager[Profile]:
+        """The time of every stage of the steps within the context."""
 
     def close(self) -> None:
         """Gives the model's memory back; no step may follow."""

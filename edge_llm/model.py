@@ -40,6 +40,7 @@ class Model:
         manifest: what the artifact says about itself.
         sha256: of the manifest, which names the artifact among all others.
         engine: answers requests; transports submit to it.
+        executor: runs the engine's steps.
         tokenizer: the Hugging Face ``tokenizers.Tokenizer``.
     """
 
@@ -47,6 +48,7 @@ class Model:
         self.manifest: Manifest = artifact.manifest
         self.sha256 = artifact.sha256
         self.tokenizer: HFTokenizer = tokenizer.hf
+        self.executor = executor
         self.engine = Engine(executor, tokenizer)
         self._artifact = artifact
         self._tokenizer = tokenizer

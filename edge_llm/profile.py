@@ -16,21 +16,24 @@ class Stages:
 
     Args:
         names: of its stages, one for each barrier.
+
+    Attributes:
+        nanoseconds: int64, of each of them.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
-        self._nanoseconds = np.zeros(len(names), np.int64)
+        self.nanoseconds = np.zeros(len(names), np.int64)
 
     @property
     def address(self) -> int:
         """Of the int64 array that the code adds to."""
-        return int(self._nanoseconds.__array_interface__["data"][0])
+        return int(self.nanoseconds.__array_interface__["data"][0])
 
     def seconds(self) -> dict[str, float]:
         """By the stage's name, all layers and steps together, in the order of a step."""
         total = dict.fromkeys(self._names, 0.0)
-        for name, nanoseconds in zip(self._names, self._nanoseconds.tolist(), strict=True):
+        for name, nanoseconds in zip(self._names, self.nanoseconds.tolist(), strict=True):
             total[name] += nanoseconds / 1e9
         return total
 

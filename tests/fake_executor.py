@@ -15,12 +15,14 @@ from __future__ import annotations
 import json
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_llm.batch import Batch
+from edge_llm.profile import Profile, Stages
 from edge_llm.tokenizer import Tokenizer
 from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -95,6 +97,7 @@ class FakeExecutor:
         self.gate.set()
         self.steps_begun = threading.Semaphore(0)
         self.closed = False
+        self.compiled_seconds = 0.0
         self._language = language
         self._cache = np.full((pages, page_positions), NOTHING, np.int32)
 
@@ -115,6 +118,13 @@ class FakeExecutor:
         for row, wanted in enumerate(batch.wanted):
             logits[row, self._language(self._read(batch, int(wanted)))] = 5
         return logits
+
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        stages = Stages(["embed", "head"]), Stages(["embed", "layer", "layer", "head"])
+        for some in stages:
+            some.nanoseconds += 1000
+        yield Profile(*stages)
 
     def close(self) -> None:
         self.closed = True

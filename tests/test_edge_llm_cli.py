@@ -169,6 +169,21 @@ def test_bench_prints_medians_with_their_range(run: RunCli) -> None:
         "median",
         *record["range"],
         "peak_resident_bytes",
+        "outside_share",
+    ]
+
+
+def test_bench_shows_where_the_time_of_a_token_goes(run: RunCli) -> None:
+    sizes = ("--prompt-tokens", "50", "--new-tokens", "6", "--rounds", "2", "--profile")
+    times = json.loads(run("bench", "m.edge", *sizes, "--json")[1])["microseconds_per_token"]
+    # A microsecond each: two layers of one stage; 10 tokens were decoded, 100 prefilled.
+    assert times["decode"] == pytest.approx({"embed": 0.1, "head": 0.1})
+    assert times["prefill"] == pytest.approx({"embed": 0.01, "layer": 0.02, "head": 0.01})
+    lines = run("bench", "m.edge", *sizes)[1].splitlines()
+    assert [line.split()[0] for line in lines if "layer" in line or "a token" in line] == [
+        "decode",
+        "prefill",
+        "layer",
     ]
 
 

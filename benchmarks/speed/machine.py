@@ -31,7 +31,8 @@ def machine(bench: Workbench) -> Mapping[str, str]:
 def cpu() -> str:
     """The CPU as the kernel names it, how many there are, and what of its features matters."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = dict(line.split("\t: ") for line in lines if "\t: " in line)
+    pairs = (line.partition(":")[::2] for line in lines)
+    fields = {key.strip(): value.strip() for key, value in pairs}
     flags = fields.get("flags", "").split()
     known = ", ".join(feature for feature in FEATURES if feature in flags)
     name = fields.get("model name", platform.machine())

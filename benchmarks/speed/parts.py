@@ -40,12 +40,16 @@ class Engine(Protocol):
     def __call__(self, *, prompt: int, new: int, threads: int) -> Speed: ...
 
 
+def with_threads(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
 def decode(threads: int, how: str = "") -> Figure:
-    return Figure(f"decode{how}, {threads} thread{'s' * (threads > 1)}", "tokens/s")
+    return Figure(f"decode{how}, {with_threads(threads)}", "tokens/s")
 
 
 def prefill(tokens: int) -> Figure:
-    return Figure(f"prefill of {tokens}, {THREADS} threads", "tokens/s")
+    return Figure(f"prefill of {tokens}, {with_threads(THREADS)}", "tokens/s")
 
 
 def against(other: str, figure: Figure, aim: str, who: str = OURS) -> Ratio:
@@ -59,12 +63,12 @@ def within(who: str, above: Figure, below: Figure, aim: str = "") -> Ratio:
 
 
 def speeds(engine: Engine, prompts: Collection[int] = (), threads: Collection[int] = ()) -> Run:
-    """Prefills of so many tokens, and decoding with so many threads."""
+    """Decoding with so many threads, and prefills of so many tokens."""
 
     def measured() -> Mapping[Figure, float]:
         return {
-            **{prefill(n): engine(prompt=n, new=FEW, threads=THREADS).prefill for n in prompts},
             **{decode(n): engine(prompt=FEW, new=NEW, threads=n).decode for n in threads},
+            **{prefill(n): engine(prompt=n, new=FEW, threads=THREADS).prefill for n in prompts},
         }
 
     return measured
@@ -91,9 +95,9 @@ def machine_part(bench: Workbench) -> Part:
         for threads in (1, THREADS):
             for pages, how in (("read", ""), ("huge", " in huge pages")):
                 for megabytes in (8, size // 10**6, 700):
-                    figure = Figure(f"read {megabytes} MB{how}, {threads} threads", "GB/s")
+                    figure = Figure(f"read {megabytes} MB{how}, {with_threads(threads)}", "GB/s")
                     figures[figure] = roofs.read(megabytes * 10**6, threads, pages) / 1e9
-            figures[Figure(f"int8 products, {threads} threads", "G/s")] = (
+            figures[Figure(f"int8 products, {with_threads(threads)}", "G/s")] = (
                 roofs.products(threads) / 1e9
             )
         return figures

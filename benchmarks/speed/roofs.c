@@ -14,7 +14,13 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { MAX_THREADS = 64, SECONDS_TENTHS = 5, CHUNK = 1 << 16, PAGE = 1 << 21 };
+enum {
+    MAX_THREADS = 64,
+    WAYS = 4,     /* of reading: with 1, 2, 4 and 8 streams a thread */
+    PARALLEL = 8, /* sums that do not wait for each other */
+    PAGE = 1 << 21,
+};
+static const double SECONDS = 0.3; /* that a rate is taken over */
 
 #if defined(__AVX512VNNI__)
 enum { LANES = 16, ACCUMULATORS = 12 };
@@ -41,10 +47,12 @@ static vector product(vector sum, vector a, vector b) {
 #error "compile this with -march of a CPU that has AVX2"
 #endif
 
+enum { STEP = PARALLEL * sizeof(vector) };
+
 static pthread_barrier_t start;
-static size_t bytes;   /* of the buffer of each thread */
+static size_t bytes; /* of the buffer of each thread */
 static char *buffers[MAX_THREADS];
-static double rates[MAX_THREADS];
+static double rates[WAYS][MAX_THREADS]; /* a second */
 
 static double now(void) {
     struct timespec t;
@@ -68,23 +76,31 @@ static void pin(int thread) {
 #define EACH(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); i++)
 #define KEEP(sums, count) EACH(k, count) __asm__ volatile("" : "+v"((sums)[k]))
 
+/* Several streams at once are often faster than one: more pages are open, none is ever awaited
+   alone. Which number is best depends on the machine, so the roof is the best of some. */
+static double read_streams(const char *buffer, size_t streams) {
+    size_t length = bytes / streams / STEP * STEP;
+    vector sums[PARALLEL];
+    EACH(i, PARALLEL) sums[i] = ZERO;
+    pthread_barrier_wait(&start);
+    double begun = now(), passed = 0;
+    int passes = 0;
+    for (; passed < SECONDS; passes++, passed = now() - begun)
+        for (size_t at = 0; at < length; at += STEP)
+            for (size_t stream = 0; stream < streams; stream++) {
+                const vector *from = (const vector *)(buffer + stream * length + at);
+                EACH(i, PARALLEL) sums[i] = ADD(sums[i], from[i]);
+            }
+    KEEP(sums, PARALLEL);
+    return (double)passes * length * streams / passed;
+}
+
 static void *read_buffer(void *argument) {
     int thread = (int)(intptr_t)argument;
     pin(thread);
-    char *buffer = buffers[thread];
-    memset(buffer, 1, bytes);
-    vector sums[8];
-    EACH(i, 8) sums[i] = ZERO;
-    pthread_barrier_wait(&start);
-    double begun = now(), end = begun + SECONDS_TENTHS * 0.1, done = 0;
-    for (size_t at = 0; done == 0 || now() < end; at = (at + CHUNK) % bytes) {
-        size_t stop = at + CHUNK < bytes ? at + CHUNK : bytes;
-        for (const vector *p = (vector *)(buffer + at); p + 8 <= (vector *)(buffer + stop); p += 8)
-            EACH(i, 8) sums[i] = ADD(sums[i], p[i]);
-        done += stop - at;
-    }
-    KEEP(sums, 8);
-    rates[thread] = done / (now() - begun);
+    memset(buffers[thread], 1, bytes);
+    for (int way = 0; way < WAYS; way++)
+        rates[way][thread] = read_streams(buffers[thread], (size_t)1 << way);
     return NULL;
 }
 
@@ -94,8 +110,8 @@ static void *multiply(void *argument) {
     vector sums[ACCUMULATORS], a = ZERO, b = ZERO;
     EACH(i, ACCUMULATORS) sums[i] = ZERO;
     pthread_barrier_wait(&start);
-    double begun = now(), end = begun + SECONDS_TENTHS * 0.1, products = 0;
-    while (now() < end) {
+    double begun = now(), passed = 0, products = 0;
+    for (; passed < SECONDS; passed = now() - begun) {
         for (int turn = 0; turn < 100000; turn++) {
             EACH(i, ACCUMULATORS) {
                 __asm__ volatile("" : "+v"(a), "+v"(b)); /* might be others: no product is saved */
@@ -105,7 +121,7 @@ static void *multiply(void *argument) {
         }
         products += 100000.0 * ACCUMULATORS;
     }
-    rates[thread] = products * LANES * 4 / (now() - begun);
+    rates[0][thread] = products * LANES * 4 / passed;
     return NULL;
 }
 
@@ -118,11 +134,11 @@ int main(int count, char **words) {
         return 2;
     }
     pthread_barrier_init(&start, NULL, threads);
-    bytes = reads ? strtoull(words[2], NULL, 10) / threads / CHUNK * CHUNK : 0;
+    bytes = reads ? strtoull(words[2], NULL, 10) / threads : 0;
     pthread_t others[MAX_THREADS];
     for (int i = 0; i < threads && reads; i++) {
         size_t whole = (bytes + PAGE - 1) / PAGE * PAGE;
-        buffers[i] = bytes ? aligned_alloc(PAGE, whole) : NULL;
+        buffers[i] = bytes < PAGE ? NULL : aligned_alloc(PAGE, whole);
         if (!buffers[i]) {
             fprintf(stderr, "roofs: %s bytes for %d threads cannot be had\n", words[2], threads);
             return 1;
@@ -133,11 +149,13 @@ int main(int count, char **words) {
     for (int i = 1; i < threads; i++)
         pthread_create(&others[i], NULL, work, (void *)(intptr_t)i);
     work((void *)0);
-    double total = rates[0];
-    for (int i = 1; i < threads; i++) {
-        pthread_join(others[i], NULL);
-        total += rates[i];
+    for (int i = 1; i < threads; i++) pthread_join(others[i], NULL);
+    double best = 0;
+    for (int way = 0; way < WAYS; way++) {
+        double total = 0;
+        for (int i = 0; i < threads; i++) total += rates[way][i];
+        if (total > best) best = total;
     }
-    printf("%.6g\n", total);
+    printf("%.6g\n", best);
     return 0;
 }

@@ -21,7 +21,8 @@ import click
 from benchmarks.speed.workbench import LIMIT_SECONDS, PROJECT, environment, name, ours
 
 PROMPT = (  # 20 tokens of SmolLM2's
-    "The keeper of the lighthouse wrote down the weather every morning: the wind and the waves."
+    "The keeper of the lighthouse wrote down the weather every morning: "
+    "the wind, the waves and ships."
 )
 ANSWER_TOKENS = 64
 CONTEXT = 2048

@@ -14,6 +14,7 @@ from edge_llm.model import Model
 from edge_llm.request import Request
 
 PROMPT_TOKENS = 16
+FIRST = 100  # a token that every model has
 CONTEXT = 1024
 
 
@@ -33,7 +34,7 @@ def answer_together(model: Model, sequences: int, new: int) -> float:
     """
     events: SimpleQueue[Event] = SimpleQueue()
     for start in range(sequences):
-        prompt = range(1000 + start, 1000 + start + PROMPT_TOKENS)
+        prompt = range(FIRST + start, FIRST + start + PROMPT_TOKENS)
         model.engine.submit_ids(prompt, Request(prompt="", max_tokens=new), (), events.put)
     seconds: list[float] = []
     while len(seconds) < sequences:

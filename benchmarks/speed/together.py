@@ -15,13 +15,12 @@ from edge_llm.request import Request
 
 PROMPT_TOKENS = 16
 FIRST = 100  # a token that every model has
-CONTEXT = 1024
 
 
 def main() -> None:
     file, *numbers = sys.argv[1:]
     sequences, new, threads = map(int, numbers)
-    with edge_llm.load(file, threads, CONTEXT, sequences) as model:
+    with edge_llm.load(file, threads, sequences=sequences) as model:
         answer_together(model, sequences, new)
         print(answer_together(model, sequences, new))
 

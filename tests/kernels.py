@@ -96,8 +96,14 @@ def run_emulated(compiled: Any, target: str, arrays: Sequence[NDArray[Any]]) -> 
             array.tofile(file)
         program = str(folder / "program")
         for command in (
-            [*link, "-o", program, str(Path(__file__).with_name("kernel.c")), folder / "kernel.o"],
-            [*emulate, program, *files],
+            [
+                *link,
+                "-o",
+                program,
+                str(Path(__file__).with_name("kernel.c")),
+                str(folder / "kernel.o"),
+            ],
+            [*emulate, program, *map(str, files)],
         ):
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr

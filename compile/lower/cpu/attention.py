@@ -90,28 +90,33 @@ def combine(
         weights: float32, of each query, by position; 0 where it may not see.
         sums: float32 [queries, 32], what is written.
     """
-    at_once = max(1, isa.REGISTERS * 3 // 4 * isa.LANES // GROUP)
+    # Half of a group at a time where one would take eight registers of every query.
+    passes = ((0, 1),) if isa.LANES > 4 else ((0,), (1,))
+    at_once = max(1, isa.REGISTERS * 3 // 4 * isa.LANES // (len(passes[0]) * LANES))
     for start in range(0, len(weights), at_once):
         some = weights[start : start + at_once]
-        totals = [local("float32", GROUP) for _ in some]
-        for total in totals:
-            for half in range(2):
-                total.store(half * LANES, constant(0.0))
-        with T.serial(count) as p:
-            page = pages(p)
-            if isa.PREFETCH:
-                page.prefetch_values(group, isa.PREFETCH)
-            add_page(page, group, [w.at(p * PAGE_POSITIONS) for w in some], totals)
-        for i, total in enumerate(totals):
-            for half in range(2):
-                at = (start + i) * GROUP + half * LANES
-                sums.store(at, total.load(half * LANES, LANES))
+        for halves in passes:
+            totals = [[local("float32", LANES) for _ in halves] for _ in some]
+            for total in (total for each in totals for total in each):
+                total.store(0, constant(0.0))
+            with T.serial(count) as p:
+                page = pages(p)
+                if isa.PREFETCH:
+                    page.prefetch_values(group, isa.PREFETCH)
+                add_page(page, group, halves, [w.at(p * PAGE_POSITIONS) for w in some], totals)
+            for i, each in enumerate(totals):
+                for half, total in zip(halves, each, strict=True):
+                    sums.store((start + i) * GROUP + half * LANES, total.load(0, LANES))
 
 
 def add_page(
-    page: HeadPage, group: Expr, weights: Sequence[Array], totals: Sequence[Array]
+    page: HeadPage,
+    group: Expr,
+    halves: Sequence[int],
+    weights: Sequence[Array],
+    totals: Sequence[Sequence[Array]],
 ) -> None:
-    """Add a page's 16 positions, one after the other."""
+    """Add ``halves`` of a group of a page's 16 positions, one after the other."""
     scales = bind(page.value_scales(group))
     scaled = [local("float32", PAGE_POSITIONS) for _ in weights]
     for weight, product in zip(weights, scaled, strict=True):
@@ -119,8 +124,8 @@ def add_page(
         # Where a query sees nothing, neither does it see what another sequence left behind.
         product.store(0, T.Select(w > constant(0.0), w * scales, constant(0.0)))
     with T.serial(T.int32(PAGE_POSITIONS)) as slot:
-        halves = page.value(slot, group)
-        for product, total in zip(scaled, totals, strict=True):
+        values = page.value(slot, group)
+        for product, each in zip(scaled, totals, strict=True):
             w = splat(bind(product.load(slot)))
-            for half, lanes in enumerate(halves):
-                total.store(half * LANES, fma(w, lanes, total.load(half * LANES, LANES)))
+            for half, total in zip(halves, each, strict=True):
+                total.store(0, fma(w, values[half], total.load(0, LANES)))

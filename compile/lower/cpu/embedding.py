@@ -24,8 +24,9 @@ def embed(isa: ModuleType, tiles: Tiles, token: Expr, out: Array) -> None:
             signed = stored - isa.BYTE_BIAS if isa.BYTE_BIAS else sign_extend(stored)
             out.store(column, T.cast(signed, "float32") * scale)
         else:
-            byte, shift = isa.layout.offset4(row, column % 32)
+            byte, shift, flip = isa.layout.offset4(row, column % 32)
             q = T.bitwise_and(T.shift_right(T.cast(data.load(byte), "int32"), shift), T.int32(15))
+            q = T.bitwise_xor(q, flip)
             if tile.minimums is None:
                 out.store(column, T.cast(q - 8, "float32") * scale)
             else:

@@ -6,7 +6,7 @@ work, rows are taken in blocks that fit into registers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -17,8 +17,8 @@ from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.cache import Cache, HeadPage
 from compile.lower.cpu.chunks import claimed
 from compile.lower.cpu.memory import Array, Expr, Pointer
-from compile.lower.cpu.plan import MatrixPlan, Plan, QuantizedRegions, Region
-from compile.lower.cpu.tile import ROWS, Tiles, multiply
+from compile.lower.cpu.plan import MAX_ROWS, MatrixPlan, Plan, QuantizedRegions, Region
+from compile.lower.cpu.tile import ROWS, Tiles, multiply, multiply_many
 from compile.lower.cpu.vector import bind
 
 UNIT = 32  # rows that one group of activations comes from: two tiles
@@ -114,15 +114,10 @@ class Frame:
             first = bind(b * size)
             yield first, bind(T.min(size, rows - first))
 
-    def multiply(
-        self,
-        tiles: Tiles,
-        source: Activations,
-        count: Expr,
-        emit: Callable[[Expr, int, Expr], None],
-    ) -> None:
+    def multiply(self, tiles: Tiles, source: Activations, count: Expr, out: Array) -> None:
         """A tile times the first ``count`` rows, a whole block or what is left of one.
 
+        The products are float32 ``out`` [count, 16].
         What is left is taken in blocks of half the size each, so that no row is computed in vain.
         """
 
@@ -134,13 +129,20 @@ class Frame:
                 tiles,
                 rows,
                 height,
-                lambda m, row, v: emit(first + m, row, v),
+                lambda m, row, v: out.store((first + m) * ROWS + row, v),
                 ahead=self.isa.PREFETCH,
             )
 
         if self.tokens_at_once == 1:
             with T.If(count > 0), T.Then():
                 part(T.int32(0), 1)
+            return
+        if self.tokens_at_once == MAX_ROWS:
+            with T.If(count > 1):
+                with T.Then():
+                    multiply_many(self.isa, tiles, source, count, out)
+                with T.Else(), T.If(count > 0), T.Then():
+                    part(T.int32(0), 1)
             return
         with T.If(count == self.tokens_at_once):
             with T.Then():

@@ -26,7 +26,6 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 ROWS = 16  # of a tile
 MAX_ROWS = 128  # tokens of one step
 MAX_THREADS = 16
-MAX_BLOCK = 8  # tokens that a kernel holds in registers at once
 MAX_QUERIES = 8  # of one KV head that attend together
 UNIT_TILES = 4  # of the widest unit: two of gate, two of up
 
@@ -135,7 +134,7 @@ class Plan:
     context: int
     format: MatrixFormat
     head_format: MatrixFormat
-    layout: str  # of tiles: "quads" or "columns"
+    layout: str  # of tiles: "quads", "stacked" or "pairs"
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -182,8 +181,8 @@ class Plan:
 
     @property
     def tile_sums(self) -> int:
-        """Floats of a unit: the tiles of a block of tokens, or a group of each query's output."""
-        return max(UNIT_TILES * MAX_BLOCK * ROWS, 32 * self.queries_together)
+        """Floats of a unit: the tiles of all tokens, or a group of each query's output."""
+        return max(UNIT_TILES * MAX_ROWS * ROWS, 32 * self.queries_together)
 
     @property
     def page(self) -> PageLayout:

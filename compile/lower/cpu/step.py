@@ -23,7 +23,7 @@ from compile.lower.cpu.frame import UNIT, Frame
 from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.memory import Expr
 from compile.lower.cpu.norm import normalize
-from compile.lower.cpu.plan import Plan, matrix_stages
+from compile.lower.cpu.plan import MAX_ROWS, Plan, matrix_stages
 from compile.lower.cpu.stages import Attend, GateAndUp, ProjectAndAdd, ProjectAndCache
 from compile.lower.cpu.tile import ROWS, Tiles
 from compile.lower.cpu.vector import LANES, bind, fma, silu
@@ -46,9 +46,15 @@ def lower(plan: Plan, isa_name: str) -> Lowered:
     """The steps of a model for an instruction set."""
     isa = ISAS[isa_name]
     functions, stages = {}, {}
-    for name, block in (("decode", (1, ROWS)), ("prefill", isa.BLOCK)):
+    for name, block in (("decode", (1, ROWS)), ("prefill", prefill_block(isa))):
         functions[GlobalVar(name)], stages[name] = build_step(plan, isa, name, block)
     return Lowered(IRModule(functions), stages)
+
+
+def prefill_block(isa: ModuleType) -> tuple[int, int]:
+    """Tokens and rows of a tile at once: all tokens where weights stay in registers instead."""
+    tokens, rows = isa.BLOCK
+    return (MAX_ROWS if hasattr(isa, "load") else tokens), rows
 
 
 def build_step(
@@ -150,12 +156,11 @@ def project_and_add(frame: Frame, stage: ProjectAndAdd, tiles: Tiles) -> None:
         frame.share(units, task, tiles.columns) as tile,
         frame.blocks(frame.n) as (first, count),
     ):
-
-        def add(m: Expr, row: int, sums: Expr) -> None:
-            x = frame.x(first + m).at(tile * ROWS + row)
-            x.store(0, x.load(0, frame.isa.LANES) + sums)
-
-        frame.multiply(tiles.tile(tile), source.row(first), count, add)
+        sums = frame.tile_sums(task)
+        frame.multiply(tiles.tile(tile), source.row(first), count, sums)
+        with T.serial(count) as m:
+            x = frame.x(first + m).at(tile * ROWS)
+            x.store(0, x.load(0, LANES) + sums.load(m * ROWS, LANES))
 
 
 def gate(frame: Frame, stage: GateAndUp, tiles: Tiles, layer: Expr) -> None:
@@ -194,13 +199,12 @@ def output(frame: Frame) -> None:
             frame.share(units, task, tiles.columns) as tile,
             frame.blocks(frame.m) as (first, count),
         ):
-
-            def write(m: Expr, row: int, sums: Expr) -> None:
-                index = T.cast(first + m, "int64")
-                frame.logits.store(index * frame.plan.padded_vocab + tile * ROWS + row, sums)
-
+            sums = frame.tile_sums(task)
             source = normed.row(task if one else first)
-            frame.multiply(tiles.tile(tile), source, count, write)
+            frame.multiply(tiles.tile(tile), source, count, sums)
+            with T.serial(count) as m:
+                at = T.cast(first + m, "int64") * frame.plan.padded_vocab + tile * ROWS
+                frame.logits.store(at, sums.load(m * ROWS, LANES))
 
 
 def normalized_stage(
@@ -230,12 +234,7 @@ def normalized_stage(
             sums = frame.tile_sums(task)
             with T.serial(tiles_per_unit) as i:
                 out = sums.at(i * (frame.tokens_at_once * ROWS))
-                frame.multiply(
-                    tiles.tile(unit * tiles_per_unit + i),
-                    source,
-                    count,
-                    lambda m, row, value: out.store(m * ROWS + row, value),
-                )
+                frame.multiply(tiles.tile(unit * tiles_per_unit + i), source, count, out)
             with T.serial(count) as m:
                 lanes = [
                     bind(sums.load((i * frame.tokens_at_once + m) * ROWS, LANES))

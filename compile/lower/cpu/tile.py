@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.memory import Array, Expr, local
-from compile.lower.cpu.vector import bind, fma, splat
+from compile.lower.cpu.vector import LANES, bind, constant, fma, splat
 
 ROWS = 16
 CACHE_LINE = 64  # bytes
@@ -68,6 +68,20 @@ class Tiles:
             self.group,
         )
 
+    def per_row(
+        self, isa: ModuleType, g: Expr, parts: range
+    ) -> tuple[list[Expr], list[Expr] | None]:
+        """Scales and minimums of the parts in group ``g`` of 32 columns, as float32."""
+        base = g // (self.group // 32) * ROWS
+
+        def load(array: Array) -> list[Expr]:
+            return [
+                bind(T.cast(array.load(base + p * isa.LANES, isa.LANES), f"float32x{isa.LANES}"))
+                for p in parts
+            ]
+
+        return load(self.scales), None if self.minimums is None else load(self.minimums)
+
 
 Emit = Callable[[int, int, Expr], None]  # token of the block, first row of a part, float32 sums
 
@@ -91,11 +105,43 @@ def multiply(
         for array in sums:
             for i in range(per_pass):
                 array.store(i * isa.LANES, splat(T.float32(0), isa.LANES))
-        with T.serial(T.int64(0), T.int64(tiles.columns // 32)) as g:
-            add_group(isa, tiles, [token.group(g) for token in tokens], parts, sums, g, ahead)
+        groups = tiles.columns // 32
+        per_turn = isa.GROUPS if groups % isa.GROUPS == 0 else 1
+        with T.serial(T.int64(0), T.int64(groups // per_turn)) as turn:
+            for i in range(per_turn):
+                g = turn * per_turn + i
+                some = [token.group(g) for token in tokens]
+                add_group(isa, tiles, some, parts, sums, g, ahead)
         for m in range(len(tokens)):
             for i, part in enumerate(parts):
                 emit(m, part * isa.LANES, sums[m].load(i * isa.LANES, isa.LANES))
+
+
+def multiply_many(
+    isa: ModuleType, tiles: Tiles, source: Activations, count: Expr, sums: Array
+) -> None:
+    """The first tile of ``tiles`` times ``count`` rows of ``source``, rounded up to whole turns.
+
+    A group's weights stay in registers while all tokens pass; ``sums``, float32 [tokens, 16], are
+    in memory.
+    """
+    lanes, (tokens, rows) = isa.LANES, isa.PASS
+    per_pass = rows // lanes
+    turns = bind((count + (tokens - 1)) // tokens)
+    with T.serial(turns * (tokens * ROWS // LANES)) as i:
+        sums.store(i * LANES, constant(0.0))
+    with T.serial(T.int64(0), T.int64(tiles.columns // 32)) as g:
+        for first in range(0, ROWS // lanes, per_pass):
+            parts = range(first, first + per_pass)
+            data = tiles.data.at(g * (64 * tiles.bits))
+            weights = isa.load(tiles.bits, tiles.zero, data, parts)
+            scales = tiles.per_row(isa, g, parts)
+            with T.serial(turns) as turn:
+                for m in range(tokens):
+                    token = bind(turn * tokens + m)
+                    a = source.row(token).group(g)
+                    (dots,) = isa.dot_loaded(tiles.bits, 0, weights, [a])
+                    add_dots(isa, scales, a, dots, sums.at(token * ROWS + first * lanes))
 
 
 def add_group(
@@ -108,28 +154,31 @@ def add_group(
     ahead: int,
 ) -> None:
     """Add one group of 32 columns to each token's ``sums``, float32 [parts·LANES]."""
-    lanes = isa.LANES
     group_bytes = 64 * tiles.bits
     data = tiles.data.at(g * group_bytes)
     # The CPU's own prefetch ends at every 4 KiB page.
     for line in range(0, group_bytes if ahead else 0, CACHE_LINE):
         data.prefetch(ahead + line)
     dots = isa.dot(tiles.bits, tiles.zero, data, parts, tokens)
-    base = g // (tiles.group // 32) * ROWS
-
-    def per_row(array: Array) -> list[Expr]:
-        return [
-            bind(T.cast(array.load(base + part * lanes, lanes), f"float32x{lanes}"))
-            for part in parts
-        ]
-
-    scales = per_row(tiles.scales)
-    minimums = None if tiles.minimums is None else per_row(tiles.minimums)
+    scales = tiles.per_row(isa, g, parts)
     for m, token in enumerate(tokens):
-        s = splat(bind(token.scales.load()), lanes)
-        for i in range(len(parts)):
-            y = sums[m].load(i * lanes, lanes)
-            y = fma(scales[i], T.cast(dots[m][i], f"float32x{lanes}") * s, y)
-            if minimums is not None:
-                y = fma(minimums[i], splat(token.sums.load(), lanes), bind(y))
-            sums[m].store(i * lanes, y)
+        add_dots(isa, scales, token, dots[m], sums[m])
+
+
+def add_dots(
+    isa: ModuleType,
+    scales: tuple[list[Expr], list[Expr] | None],
+    token: Activations,
+    dots: Sequence[Expr],
+    sums: Array,
+) -> None:
+    """Add a group's integer sums, scaled, to a token's ``sums``, float32 [parts·LANES]."""
+    lanes = isa.LANES
+    scale, minimum = scales
+    s = splat(bind(token.scales.load()), lanes)
+    for i, dot in enumerate(dots):
+        y = sums.load(i * lanes, lanes)
+        y = fma(scale[i], T.cast(dot, f"float32x{lanes}") * s, y)
+        if minimum is not None:
+            y = fma(minimum[i], splat(token.sums.load(), lanes), bind(y))
+        sums.store(i * lanes, y)

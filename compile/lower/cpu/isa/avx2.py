@@ -15,6 +15,7 @@ LANES = 8
 REGISTERS = 16
 PREFETCH = 4096
 BLOCK = (4, 8)
+GROUPS = 1
 BYTE_BIAS = 0
 layout = quads
 

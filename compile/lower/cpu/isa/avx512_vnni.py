@@ -10,6 +10,7 @@ LANES = 16
 REGISTERS = 32
 PREFETCH = 4096
 BLOCK = (8, 16)
+GROUPS = 1
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads
 dot = partial(vnni.dot, LANES)

@@ -10,6 +10,7 @@ LANES = 8
 REGISTERS = 16
 PREFETCH = 4096
 BLOCK = (4, 8)
+GROUPS = 1
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads
 dot = partial(vnni.dot, LANES)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import Activations
-from compile.lower.cpu.isa import quads
+from compile.lower.cpu.isa import stacked
 from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.vector import bind, intrinsic, splat
 
@@ -15,32 +15,83 @@ LANES = 4
 REGISTERS = 32
 PREFETCH = 0
 BLOCK = (4, 8)
+PASS = (2, 8)
+GROUPS = 2
 BYTE_BIAS = 0
-layout = quads
+layout = stacked
 
+ROWS = 16
 BYTES = 4 * LANES
+
+Weights = list[list[Expr]]  # of each quad of columns, of each part: 16 bytes
 
 
 def dot(
     bits: int, zero: int, data: Array, parts: range, tokens: Sequence[Activations]
 ) -> list[list[Expr]]:
-    """See :mod:`compile.lower.cpu.isa`."""
-    loaded = [[bind(token.quads.load(4 * i, 4)) for i in range(2)] for token in tokens]
-    sums = [
-        [splat(token.offsets.load() if zero else T.int32(0), LANES)] * len(parts)
-        for token in tokens
+    """See :mod:`compile.lower.cpu.isa`; of 4-bit weights always all 16 rows of the tile."""
+    if bits == 8:
+        return dot_loaded(bits, 0, load(bits, 0, data, parts), tokens)
+    if len(parts) * LANES != ROWS:
+        raise ValueError("a 4-bit tile is multiplied whole")
+    return [dot4(zero, data, token) for token in tokens]
+
+
+def dot4(zero: int, data: Array, token: Activations) -> list[Expr]:
+    """Low halves by themselves and within whole bytes: see :mod:`compile.lower.cpu.isa.stacked`."""
+    whole = [[bind(data.load(j * 32 + i * BYTES, BYTES)) for i in range(2)] for j in range(8)]
+    low = [[bind(T.bitwise_and(w, splat(T.uint8(15), BYTES))) for w in quad] for quad in whole]
+    offset = bind(splat(token.offsets.load(), LANES))  # -8·Σa
+    nothing = splat(T.int32(0), LANES)
+    lows = multiply_add(token, low, offset if zero else nothing)
+    wholes = multiply_add(
+        token, whole, offset if zero else bind(offset * splat(T.int32(-16), LANES))
+    )
+    name = "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32"
+    highs = [
+        bind(intrinsic(name, f"float32x{LANES}", both - one, T.int32(4)))  # exact: a sixteenth
+        for both, one in zip(wholes, lows, strict=True)
     ]
-    for quad, index, stored in quads.unsigned(bits, data, parts, BYTES):
-        weights = T.reinterpret(stored, dtype=f"int8x{BYTES}")
-        for m in range(len(tokens)):
-            # One lane of a register to all rows: LLVM makes it the instruction's index operand.
-            lane = T.Shuffle([loaded[m][quad // 4]], [T.int32(quad % 4)] * LANES)
-            sums[m][index] = bind(
+    return [*lows, *highs]
+
+
+def load(bits: int, zero: int, data: Array, parts: range) -> Weights:
+    """See :mod:`compile.lower.cpu.isa`."""
+    if bits == 8:
+        return [[bind(data.load(j * 64 + p * BYTES, BYTES)) for p in parts] for j in range(8)]
+
+    def separate(quad: int, part: int) -> Expr:
+        w = bind(data.load(quad * 32 + part % 2 * BYTES, BYTES))
+        if part < 2:
+            low = T.bitwise_and(w, splat(T.uint8(15), BYTES))
+            return bind(low - splat(T.uint8(zero), BYTES) if zero else low)
+        signed = T.shift_right(T.reinterpret(w, dtype=f"int8x{BYTES}"), splat(T.int8(4), BYTES))
+        return bind(signed if zero else signed + splat(T.int8(8), BYTES))
+
+    return [[separate(quad, part) for part in parts] for quad in range(8)]
+
+
+def dot_loaded(
+    bits: int, zero: int, weights: Weights, tokens: Sequence[Activations]
+) -> list[list[Expr]]:
+    """See :mod:`compile.lower.cpu.isa`."""
+    return [multiply_add(token, weights, splat(T.int32(0), LANES)) for token in tokens]
+
+
+def multiply_add(token: Activations, weights: Weights, start: Expr) -> list[Expr]:
+    """``start`` and the products of eight quads of columns, for each part."""
+    loaded = [bind(token.quads.load(4 * i, 4)) for i in range(2)]
+    sums = [start] * len(weights[0])
+    for quad, vectors in enumerate(weights):
+        # One lane of a register to all rows: LLVM makes it the instruction's index operand.
+        lane = T.Shuffle([loaded[quad // 4]], [T.int32(quad % 4)] * LANES)
+        for i, w in enumerate(vectors):
+            sums[i] = bind(
                 intrinsic(
                     "llvm.aarch64.neon.sdot.v4i32.v16i8",
                     f"int32x{LANES}",
-                    sums[m][index],
-                    weights,
+                    sums[i],
+                    T.reinterpret(w, dtype=f"int8x{BYTES}"),
                     T.reinterpret(lane, dtype=f"int8x{BYTES}"),
                 )
             )

@@ -17,6 +17,8 @@ NAME = "quads"
 ROWS = 16
 COLUMNS = 32
 
+Weights = tuple[int, int, Expr]
+
 
 def pack4(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8 [rows, columns] of 4-bit values → uint8 [rows/16, columns/32, 256]."""
@@ -40,13 +42,13 @@ def offset8(row: Expr, column: Expr) -> Expr:
     return column // 4 * 64 + row * 4 + column % 4
 
 
-def offset4(row: Expr, column: Expr) -> tuple[Expr, Expr]:
-    """Byte of a weight within its group of a 4-bit tile, and the shift to its half."""
-    return column // 8 * 64 + row * 4 + column % 4, column // 4 % 2 * 4
+def offset4(row: Expr, column: Expr) -> tuple[Expr, Expr, int]:
+    """Byte of a weight within its group of a 4-bit tile, the shift to its half, and its flip."""
+    return column // 8 * 64 + row * 4 + column % 4, column // 4 % 2 * 4, 0
 
 
-def unsigned(bits: int, data: Array, parts: range, width: int) -> list[tuple[int, int, Expr]]:
-    """(quad of columns, index of the part, unsigned bytes [row, column % 4]), in memory order."""
+def unsigned(bits: int, data: Array, parts: range, width: int) -> list[Weights]:
+    """(quad of columns, index of the part, ``width`` unsigned bytes), in memory order."""
     loaded = []
     for j in range(4 if bits == 4 else 8):
         for index, part in enumerate(parts):

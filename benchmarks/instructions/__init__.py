@@ -1,0 +1,1 @@
+"""Guest instructions of a step on emulated boards, where their time cannot be measured."""

@@ -62,7 +62,14 @@ class Recipe:
                 symmetric = all(isinstance(t, Q4) and t.minimum is None for t in kinds)
         if group is None:
             group = default.group if own is None else own.group
-        return cls(group, symmetric, default.head_bits if head_bits is None else head_bits)
+        if head_bits is None:
+            heads = [checkpoint.tensor(name) for name in head_names(checkpoint)]
+            kept = all(
+                isinstance(t, Q4) and t.group == group and (t.minimum is None) == symmetric
+                for t in heads
+            )
+            head_bits = 4 if kept else default.head_bits
+        return cls(group, symmetric, head_bits)
 
 
 class QuantizedCheckpoint:
@@ -73,10 +80,8 @@ class QuantizedCheckpoint:
         self.tokenizer = checkpoint.tokenizer
         self.recipe = recipe
         self._checkpoint = checkpoint
-        graph = FAMILIES[checkpoint.config.family](checkpoint.config)
-        output = next(op.weight for op in graph.output if isinstance(op, Linear))
         self._linear = frozenset(linear_names(checkpoint))
-        self._head = frozenset((graph.embedding.weight, output))
+        self._head = frozenset(head_names(checkpoint))
 
     def names(self) -> Iterable[str]:
         """The checkpoint's names."""
@@ -92,6 +97,13 @@ class QuantizedCheckpoint:
                 return quantize4(tensor, self.recipe.group, self.recipe.symmetric, name)
             return quantize8(tensor, name)
         return tensor
+
+
+def head_names(checkpoint: Checkpoint) -> list[str]:
+    """The embedding and the output head, one and the same where they are tied."""
+    graph = FAMILIES[checkpoint.config.family](checkpoint.config)
+    output = next(op.weight for op in graph.output if isinstance(op, Linear))
+    return list(dict.fromkeys((graph.embedding.weight, output)))
 
 
 def linear_names(checkpoint: Checkpoint) -> list[str]:

@@ -46,6 +46,8 @@ def test_a_known_program(tmp_path: Path) -> None:
 
 
 def test_blocks_translated_twice_are_one() -> None:
-    counted = parse("stage 30\nblock 4100 5 2\nblock 4200 1 10\nblock 4100 5 2\n", base=4096)
+    text = "stage 30\nblock 4100 5 2\nblock 4200 1 10\nblock 4100 5 2\n"
+    counted = parse(text, 4096, ["embed"])
+    assert counted.names == ("embed",)
     assert counted.stages == (30,)
     assert counted.blocks == (Block(4, 5, 4), Block(104, 1, 10))

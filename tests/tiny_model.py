@@ -58,10 +58,13 @@ class TinyModel:
     seed: int = 0
     context: int = 256
     rope_base: float = 10000.0
+    head_quantization: str | None = None  # of embedding and head
 
     @property
     def embedding_quantization(self) -> str:
         """Type of the embedding and of the head: Q8_0 over 4-bit layers, as files in use have."""
+        if self.head_quantization is not None:
+            return self.head_quantization
         return "Q8_0" if self.quantization in ("Q4_0", "Q4_1") else self.quantization
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

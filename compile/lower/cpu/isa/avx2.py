@@ -13,7 +13,7 @@ from compile.lower.cpu.vector import bind, intrinsic, splat
 
 LANES = 8
 REGISTERS = 16
-PREFETCH = 4096
+PREFETCH = 8192
 BLOCK = (4, 8)
 GROUPS = 1
 BYTE_BIAS = 0

@@ -8,7 +8,7 @@ from compile.lower.cpu.isa import quads, vnni
 
 LANES = 16
 REGISTERS = 32
-PREFETCH = 4096
+PREFETCH = 8192
 BLOCK = (8, 16)
 GROUPS = 1
 BYTE_BIAS = vnni.BYTE_BIAS

@@ -8,7 +8,7 @@ from compile.lower.cpu.isa import quads, vnni
 
 LANES = 8
 REGISTERS = 16
-PREFETCH = 4096
+PREFETCH = 8192
 BLOCK = (4, 8)
 GROUPS = 1
 BYTE_BIAS = vnni.BYTE_BIAS

@@ -8,13 +8,14 @@ from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.isa import quads
+from compile.lower.cpu.isa.tuned import records
 from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.vector import bind, intrinsic, splat
 
 LANES = 8
 REGISTERS = 16
-PREFETCH = 8192
-BLOCK = (4, 8)
+PREFETCH = records()["avx2"].prefetch
+BLOCK = records()["avx2"].block
 GROUPS = 1
 BYTE_BIAS = 0
 layout = quads

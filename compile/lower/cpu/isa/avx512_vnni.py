@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from compile.lower.cpu.isa import quads, vnni
+from compile.lower.cpu.isa.tuned import records
 
 LANES = 16
 REGISTERS = 32
-PREFETCH = 8192
-BLOCK = (8, 16)
+PREFETCH = records()["avx512_vnni"].prefetch
+BLOCK = records()["avx512_vnni"].block
 GROUPS = 1
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads

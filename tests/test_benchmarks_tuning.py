@@ -14,8 +14,8 @@ from tests.kernels import runnable_targets
 
 def test_the_compiler_uses_what_is_recorded() -> None:
     for name, record in tuned.records().items():
-        assert ISAS[name].BLOCK == record.block
-        assert ISAS[name].PREFETCH == record.prefetch
+        assert record.block == ISAS[name].BLOCK
+        assert record.prefetch == ISAS[name].PREFETCH
         tokens, rows = record.block
         assert f"{tokens}x{rows}" in record.products_per_second
         assert str(record.prefetch) in record.bytes_per_second

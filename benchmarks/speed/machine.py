@@ -18,8 +18,9 @@ FEATURES = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
 
 def machine(bench: Workbench) -> Mapping[str, str]:
     """What stands above the tables: the CPU, and versions and build flags of all contenders."""
-    program = [bench.llama("native", "llama-bench"), "--version"]  # says it on stderr
-    llama = subprocess.run(program, capture_output=True, text=True, check=False).stderr.split("\n")
+    program = [bench.llama("native", "llama-server"), "--version"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    llama = (done.stdout + done.stderr).splitlines()
     return {
         "CPU": cpu(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",

@@ -27,8 +27,10 @@ from compile.lower.cpu.plan import MAX_ROWS, MAX_THREADS, MatrixFormat, Plan
 from compile.lower.cpu.step import Lowered, lower
 from compile.quantize import QuantizedCheckpoint, Recipe
 from compile.sources import resolve
+from compile.tokenizer_json import compact
 from edge_llm import manifest as m
 from edge_llm.artifact import write_artifact
+from edge_llm.chat_template import ChatTemplate
 from edge_llm.errors import ArtifactError
 from targets import Target
 
@@ -136,11 +138,13 @@ def pack_artifact(
             entries: dict[str, bytes | memoryview | Path] = {
                 "code.so": code,
                 "weights.bin": weights,
-                "tokenizer.json": quantized.tokenizer.tokenizer_json,
+                "tokenizer.json": compact(quantized.tokenizer.tokenizer_json),
                 "generation.json": generation(quantized.tokenizer),
             }
-            if quantized.tokenizer.chat_template is not None:
-                entries["chat_template.jinja"] = quantized.tokenizer.chat_template.encode()
+            template = quantized.tokenizer.chat_template
+            if template is not None:
+                ChatTemplate(template, "", "")  # a device would find out in its first chat
+                entries["chat_template.jinja"] = template.encode()
             return write_artifact(output, describe(plan, quantized, options), entries)
     except ArtifactError as error:
         raise CompileError(str(error)) from None

@@ -42,6 +42,14 @@ def load(
         TargetError: it was compiled for another CPU.
         ConfigError: a setting that this artifact or machine cannot do.
     """
-    from edge_llm.model import load
+    from edge_llm.artifact import Artifact
 
-    return load(path, threads, context, sequences, decode_threads)
+    artifact = Artifact.open(path, verify=False)
+    try:
+        artifact.hash_beside()  # while numpy and the tokenizer take as long
+        from edge_llm.model import start
+
+        return start(artifact, threads, context, sequences, decode_threads)
+    except BaseException:
+        artifact.close()
+        raise

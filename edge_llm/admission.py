@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edge_llm.errors import RequestError
 from edge_llm.request import Request
 
 
-def check_bytes(request: Request, limit: int) -> None:
+def check_bytes(request: Request, limit: int, longest: Callable[[], int]) -> None:
     """Refuses before tokenizing what would not fit if all its tokens were the longest.
 
     Args:
         request: whose text is measured, in UTF-8.
-        limit: bytes.
+        limit: tokens.
+        longest: bytes of the longest token; asked where tokens of one byte would not fit.
 
     Raises:
         RequestError: 413, with length and limit.
     """
     texts = [message["content"] for message in request.messages or ()]
     size = sum(len(text.encode()) for text in (*texts, request.prompt or ""))
-    if size > limit:
-        raise _too_long(f"prompt is {size} bytes, the limit is {limit}")
+    if size > limit and size > limit * longest():
+        raise _too_long(f"prompt is {size} bytes, the limit is {limit * longest()}")
 
 
 def check_tokens(ids: Sequence[int], limit: int, vocab_size: int) -> None:

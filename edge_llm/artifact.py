@@ -22,6 +22,7 @@ from edge_llm import archive
 from edge_llm.archive import File, Piece
 from edge_llm.errors import ArtifactError
 from edge_llm.files import map_file, replacing
+from edge_llm.hashing import Hashing
 from edge_llm.manifest import Entry, Manifest
 
 MANIFEST = "manifest.json"
@@ -60,6 +61,7 @@ class Artifact:
         self.size = len(view)
         self._view = view
         self._entries = {entry.name: entry for entry in manifest.entries}
+        self._hashing: Hashing | None = None
 
     @classmethod
     def open(cls, path: str | PathLike[str], verify: bool = True) -> Artifact:
@@ -80,12 +82,17 @@ class Artifact:
         except OSError as error:
             raise ArtifactError(f"cannot open {path}: {error.strerror}") from None
         try:
-            return cls._check(path, view, verify)
+            artifact = cls._check(path, view)
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from None
+        if verify:
+            artifact.hash_beside()
+            for name in artifact._entries:
+                artifact.entry(name).release()
+        return artifact
 
     @classmethod
-    def _check(cls, path: Path, view: memoryview, verify: bool) -> Artifact:
+    def _check(cls, path: Path, view: memoryview) -> Artifact:
         content = archive.first_entry(view, MANIFEST, MANIFEST_LIMIT)
         manifest = _parse_manifest(content)
         digest = hashlib.sha256(content).hexdigest()
@@ -93,16 +100,34 @@ class Artifact:
         pieces = archive.structure(files, _comment(manifest, digest))
         _check_length(view, files, pieces)
         _check_structure(view, pieces)
-        if verify:
-            _check_hashes(view, manifest.entries)
         return cls(path, manifest, digest, view)
+
+    def hash_beside(self) -> None:
+        """Hash every entry on a thread; :meth:`entry` gives none before it is known to be whole.
+
+        A start has other things to do meanwhile.
+        """
+        self._hashing = Hashing(
+            (entry.name, self._slice(entry), entry.sha256) for entry in self._entries.values()
+        )
 
     def entry(self, name: str) -> memoryview:
         """The content of an entry, in place and read-only; KeyError where there is none.
 
         It stays valid after :meth:`close`: the mapping goes with its last view.
+
+        Raises:
+            ArtifactError: it is being hashed, and damaged.
         """
         entry = self._entries[name]
+        if self._hashing is not None:
+            try:
+                self._hashing.wait(name)
+            except ArtifactError as error:
+                raise ArtifactError(f"{self.path}: {error}") from None
+        return self._slice(entry)
+
+    def _slice(self, entry: Entry) -> memoryview:
         return self._view[entry.offset : entry.offset + entry.size]
 
     def __contains__(self, name: str) -> bool:
@@ -246,10 +271,3 @@ def _check_structure(view: memoryview, pieces: list[Piece]) -> None:
     for piece in pieces:
         if view[piece.offset : piece.end] != piece.data:
             raise ArtifactError(f"the {piece.name} is damaged")
-
-
-def _check_hashes(view: memoryview, entries: tuple[Entry, ...]) -> None:
-    for entry in entries:
-        data = view[entry.offset : entry.offset + entry.size]
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise ArtifactError(f"{entry.name} is damaged: its SHA-256 is not the manifest's")

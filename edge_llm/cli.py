@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from edge_llm import __version__
-from edge_llm.commands.ask import ask
-from edge_llm.commands.bench import bench
-from edge_llm.commands.chat import chat
-from edge_llm.commands.evaluate import evaluate
-from edge_llm.commands.info import info
-from edge_llm.commands.run import run
-from edge_llm.commands.serve import serve
 from edge_llm.errors import EdgeLLMError
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+COMMANDS = {  # each is a function of the module that has its name
+    "run": "run",
+    "chat": "chat",
+    "serve": "serve",
+    "ask": "ask",
+    "bench": "bench",
+    "info": "info",
+    "eval": "evaluate",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Imports the command that is used, and no other."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = COMMANDS.get(cmd_name)
+        if name is None:
+            return None
+        command: click.Command = getattr(import_module(f"edge_llm.commands.{name}"), name)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edge-llm")
 def cli() -> None:
     """Run a compiled language model on this machine.
@@ -34,12 +51,10 @@ def cli() -> None:
     """
 
 
-for command in (run, chat, serve, ask, bench, info, evaluate):
-    cli.add_command(command)
-
-
 def main() -> None:
     """Runs a command; whatever goes wrong is one line on stderr and an exit status."""
+    # numpy's BLAS, of which nothing is used, has threads that spin for a while after its import.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         status = cli.main(prog_name="edge-llm", standalone_mode=False)
         sys.stdout.flush()

@@ -105,7 +105,7 @@ class Engine:
         try:
             with self._changed:
                 self._check_room()  # before the work of tokenizing
-            check_bytes(request, self.limit * self._tokenizer.longest_token)
+            check_bytes(request, self.limit, lambda: self._tokenizer.longest_token)
             ids = self._tokenizer.prompt(request)
             ends = self._tokenizer.generation.eos_token_ids
             return self.submit_ids(ids, request, ends, on_event)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Until then, and after any error or power cut, ``path`` is what it was before.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     file = open(aside, "xb")  # noqa: SIM115 - closed below, before the rename
     try:
         with file:

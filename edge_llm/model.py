@@ -8,7 +8,6 @@ with edge_llm.load("smollm2-rpi5.edge", threads=4) as model:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
 from types import TracebackType
 
 import numpy as np
@@ -29,7 +28,7 @@ from edge_llm.tokenizer import Tokenizer
 
 
 class Model:
-    """A compiled model with its engine; make one with :func:`load`.
+    """A compiled model with its engine; made by :func:`edge_llm.load`.
 
     Args:
         artifact: the opened file.
@@ -132,28 +131,23 @@ class Model:
         self.close()
 
 
-def load(
-    path: str | PathLike[str],
+def start(
+    artifact: Artifact,
     threads: int | None,
     context: int | None,
     sequences: int,
     decode_threads: int | None,
 ) -> Model:
-    """See :func:`edge_llm.load`."""
-    artifact = Artifact.open(path)
-    try:
-        check_target(artifact.manifest.target, host(), str(path))
-        tokenizer = Tokenizer.of(artifact)
-        trim()
-        artifact.forget_pages()
-        executor = Executor(
-            artifact,
-            threads=threads,
-            decode_threads=decode_threads,
-            context=context,
-            sequences=sequences,
-        )
-        return Model(artifact, executor, tokenizer)
-    except BaseException:
-        artifact.close()
-        raise
+    """See :func:`edge_llm.load`; the artifact is the model's from here on."""
+    check_target(artifact.manifest.target, host(), str(artifact.path))
+    tokenizer = Tokenizer.of(artifact)
+    executor = Executor(
+        artifact,
+        threads=threads,
+        decode_threads=decode_threads,
+        context=context,
+        sequences=sequences,
+    )
+    trim()
+    artifact.forget_pages()
+    return Model(artifact, executor, tokenizer)

@@ -12,7 +12,7 @@ sums run in one order, and the random numbers come from a counter.
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -64,7 +64,7 @@ def penalize(logits: Floats, ids: NDArray[np.int32], penalty: float) -> Floats:
 
 
 def _make_draw(sampling: Sampling) -> Callable[[Floats], int]:
-    seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+    seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
     randoms = uniforms(seed)
 
     def draw(logits: Floats) -> int:

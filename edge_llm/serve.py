@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import edge_llm
@@ -16,22 +18,24 @@ from edge_llm.config import Http, ServeConfig
 from edge_llm.desk import Card, Desk
 from edge_llm.errors import ConfigError
 from edge_llm.logs import fields, start_logging
-from edge_llm.model import Model
-from edge_llm.mqtt.service import Service
 
 if TYPE_CHECKING:
     from edge_llm.http_api.server import Server
+    from edge_llm.model import Model
+    from edge_llm.mqtt.service import Service
 
 log = logging.getLogger(__name__)
 
 
 def serve(config: ServeConfig) -> None:
     """Answer requests until SIGTERM or SIGINT; EdgeLLMError where serving cannot begin."""
-    if not is_activated() and config.mqtt is None and config.http == Http():
+    if config.mqtt is None and not _has_http(config):
         raise ConfigError("nothing to serve on: give --mqtt, --socket or --http")
     start_logging()
     if config.mqtt is not None:
         config.mqtt.broker.tls_context()  # a certificate that cannot be read is said now
+    if _has_http(config):  # what aiohttp imports waits for certificates: the model loads meanwhile
+        Thread(target=import_module, args=("edge_llm.http_api.server",), daemon=True).start()
     model = edge_llm.load(
         config.artifact,
         config.threads,
@@ -56,6 +60,8 @@ async def _serve(config: ServeConfig, model: Model) -> None:
         tested = await desk.self_test()
         log.info("ready", extra=fields(model=card.name, self_test=tested.prefill_seconds))
         if config.mqtt is not None:
+            from edge_llm.mqtt.service import Service
+
             service = Service(desk, config.mqtt, config.device, config.limits)
             connecting = asyncio.ensure_future(service.run())
         notify("READY=1")
@@ -80,11 +86,15 @@ async def _serve(config: ServeConfig, model: Model) -> None:
 
 async def listen(config: ServeConfig, desk: Desk) -> Server | None:
     """The HTTP API, where it has a socket; otherwise aiohttp's 14 MB stay out of memory."""
-    if not is_activated() and config.http == Http():
+    if not _has_http(config):
         return None
     from edge_llm.http_api.server import Server
 
     return await Server.start(desk, config.http, config.limits.request_bytes)
+
+
+def _has_http(config: ServeConfig) -> bool:
+    return is_activated() or config.http != Http()
 
 
 def is_activated() -> bool:

@@ -13,17 +13,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated
 
 from tokenizers import Tokenizer as HFTokenizer
 
 from edge_llm import schema
 from edge_llm.artifact import Artifact
-from edge_llm.chat_template import ChatTemplate
 from edge_llm.errors import ArtifactError, RequestError
 from edge_llm.request import Message, Request
 from edge_llm.schema import Length, Range
 from edge_llm.token_bytes import TokenBytes
+
+if TYPE_CHECKING:
+    from edge_llm.chat_template import ChatTemplate
 
 TokenId = Annotated[int, Range(0, 2**31 - 1)]
 
@@ -58,10 +61,9 @@ class Tokenizer:
     Attributes:
         hf: the ``tokenizers.Tokenizer`` itself.
         generation: how the model begins and ends a text.
-        longest_token: bytes of the longest token, or a few more.
 
     Raises:
-        ArtifactError: one of them cannot be read or is of a kind not supported.
+        ArtifactError: the first two cannot be read or are of a kind not supported.
     """
 
     def __init__(
@@ -77,20 +79,12 @@ class Tokenizer:
             self.generation = schema.build(Generation, schema.load(generation_json))
         except ArtifactError as error:
             raise ArtifactError(f"generation.json: {error}") from None
-        self._template: ChatTemplate | None = None
-        if chat_template is not None:
-            self._template = ChatTemplate(
-                chat_template, self.generation.bos_token, self.generation.eos_token
-            )
+        self._template_source = chat_template
         self._spelled = self._spell_control_tokens()
         self._control = re.compile(
             "|".join(re.escape(token) for token in sorted(self._spelled, key=len, reverse=True))
         )
         self._token_bytes = TokenBytes(self.hf)
-        size = self.hf.get_vocab_size(with_added_tokens=True)
-        self.longest_token = max(
-            len((self.hf.id_to_token(token) or "").encode()) for token in range(size)
-        )
 
     @classmethod
     def of(cls, artifact: Artifact) -> Tokenizer:
@@ -119,15 +113,9 @@ class Tokenizer:
         """Ids of a conversation, up to where the assistant's answer begins.
 
         Raises:
-            RequestError: 400, the model has no chat template or it refuses these messages.
+            RequestError: 400, the model has no chat template or it refuses these messages; 500,
+                it is no template.
         """
-        if self._template is None:
-            raise RequestError(
-                400,
-                "invalid_request",
-                "this model has no chat template: send a prompt instead of messages",
-                "messages",
-            )
         # While the template runs, two surrogates stand for each control token in a message: code
         # points that are no characters, so no message has them (Request refuses them).
         found: list[str] = []
@@ -157,13 +145,35 @@ class Tokenizer:
         if request.messages is not None:
             return self.chat(request.messages)
         assert request.prompt is not None  # Request has one of the two
-        if request.raw or self._template is None:
+        if request.raw or self._template_source is None:
             return self.encode(request.prompt)
         return self.chat(({"role": "user", "content": request.prompt},))
+
+    @cached_property  # a long prompt asks for it, and most starts see none
+    def longest_token(self) -> int:
+        """Bytes of the longest token, or a few more."""
+        return max(len(token.encode()) for token in self.hf.get_vocab(with_added_tokens=True))
 
     def decoder(self) -> Callable[[int], bytes]:
         """A function that turns the ids of one answer, one after the other, into UTF-8."""
         return self._token_bytes.decoder()
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        from edge_llm.chat_template import ChatTemplate  # Jinja: only chats wait for it
+
+        if self._template_source is None:
+            raise RequestError(
+                400,
+                "invalid_request",
+                "this model has no chat template: send a prompt instead of messages",
+                "messages",
+            )
+        names = self.generation.bos_token, self.generation.eos_token
+        try:
+            return ChatTemplate(self._template_source, *names)
+        except ArtifactError as error:
+            raise RequestError(500, "model_error", str(error)) from None
 
     def _encode(self, text: str) -> list[int]:
         return list(self.hf.encode(text, add_special_tokens=False).ids)

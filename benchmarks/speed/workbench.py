@@ -85,5 +85,6 @@ def name(command: Sequence[str]) -> str:
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what OpenVINO sends home."""
-    return os.environ | {"PYTHONPATH": str(PROJECT), "OPENVINO_TELEMETRY": "0"}
+    """This process's, without what OpenVINO sends home, and with bytecode, as installed."""
+    ours = {"PYTHONPATH": str(PROJECT), "OPENVINO_TELEMETRY": "0", "PYTHONDONTWRITEBYTECODE": ""}
+    return os.environ | ours

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,8 @@ def load(
     from edge_llm.artifact import Artifact
 
     artifact = Artifact.open(path, verify=False)
+    collects = gc.isenabled()
+    gc.disable()  # next to nothing of what a start makes is garbage
     try:
         artifact.hash_beside()  # while numpy and the tokenizer take as long
         from edge_llm.model import start
@@ -53,3 +56,6 @@ def load(
     except BaseException:
         artifact.close()
         raise
+    finally:
+        if collects:
+            gc.enable()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +62,7 @@ class Host:
 
 def host() -> Host:
     """Ask the operating system; what it does not say stays empty."""
-    machine = platform.machine()
+    machine = os.uname().machine
     if struct.calcsize("P") == 4:
         machine = _AS_32_BIT.get(machine, machine)
     if machine == "aarch64":

@@ -7,9 +7,9 @@ hashing.wait("weights.bin")             # from here on its content may be used
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterable
+from hashlib import sha256
 
 from edge_llm.errors import ArtifactError
 
@@ -39,8 +39,8 @@ class Hashing:
 
     def _run(self) -> None:
         while self._parts:
-            name, data, sha256 = self._parts.pop(0)
-            if hashlib.sha256(data).hexdigest() != sha256:
+            name, data, digest = self._parts.pop(0)
+            if sha256(data).hexdigest() != digest:
                 self._damaged.add(name)
             data.release()  # or it would keep the file mapped
             self._done[name].set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from statistics import median
 
 from edge_llm.events import Finished
 from edge_llm.memory import resident_bytes
@@ -74,6 +73,8 @@ class Counters:
 
     def snapshot(self, queued: int, active: int, pages_free: int, pages_total: int) -> Metrics:
         """The totals, with what the engine says of this moment."""
+        from statistics import median  # with fractions and decimals, which no start waits for
+
         return Metrics(
             queued=queued,
             active=active,

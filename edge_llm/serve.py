@@ -8,9 +8,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 
 import edge_llm
@@ -34,8 +32,6 @@ def serve(config: ServeConfig) -> None:
     start_logging()
     if config.mqtt is not None:
         config.mqtt.broker.tls_context()  # a certificate that cannot be read is said now
-    if _has_http(config):  # what aiohttp imports waits for certificates: the model loads meanwhile
-        Thread(target=import_module, args=("edge_llm.http_api.server",), daemon=True).start()
     model = edge_llm.load(
         config.artifact,
         config.threads,

@@ -20,11 +20,6 @@ from typing import Any, TypeVar, overload
 
 from edge_llm.errors import ConfigError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 MAX_FILE = 1 << 20  # bytes
 
 T = TypeVar("T")
@@ -43,6 +38,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     if len(data) > MAX_FILE:
         raise ConfigError(f"{path}: is larger than {MAX_FILE} bytes")
+    if sys.version_info >= (3, 11):  # here: most starts read no such file
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # as are TOMLDecodeError, UnicodeDecodeError

@@ -21,7 +21,8 @@ from compile.errors import CompileError, UnsupportedError
 from compile.gguf_file import read_gguf
 from compile.gguf_metadata import Metadata, Value
 from compile.gguf_tokenizer import read_tokenizer
-from tests.tiny_model import CHAT_TEMPLATE, CORPUS, write_tiny_gguf
+from compile.tokenizer_json import compact
+from tests.tiny_model import CHAT_TEMPLATE, CORPUS, tiny_tokenizer, write_tiny_gguf
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 G = "tokenizer.ggml."
@@ -421,3 +422,15 @@ def test_broken_tokenizers(case: str) -> None:
         read(**given_values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_merges_are_packed_as_texts_and_the_tokenizer_stays_the_same() -> None:
+    whole = tiny_tokenizer().to_str()
+    packed = compact(whole.encode())
+    assert len(packed) < len(whole)
+    assert Tokenizer.from_buffer(packed).to_str() == Tokenizer.from_str(whole).to_str()
+
+
+def test_merges_with_a_space_in_them_stay_pairs() -> None:
+    content = {"model": {"merges": [["a b", "c"]]}}
+    assert json.loads(compact(json.dumps(content).encode())) == content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_another_machine() -> None:
 
 
 def test_a_32_bit_system_on_a_64_bit_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(machine="aarch64"))
     monkeypatch.setattr("struct.calcsize", lambda _: 4)
     machine = host()
     assert machine.machine == "armv7l"

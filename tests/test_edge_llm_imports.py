@@ -14,7 +14,9 @@ from tests.conftest import TinyArtifact
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORKSTATION = {"torch", "onnx", "onnxruntime", "transformers", "tvm", "gguf", "compile", "targets"}
-HEAVY = {"numpy", "tokenizers", "jinja2", "aiohttp", "paho"}
+HEAVY = {"numpy", "tokenizers", "jinja2", "aiohttp", "paho", "asyncio"}
+# What a raw answer has no part in.
+FOR_OTHERS = {"jinja2", "aiohttp", "paho", "asyncio", "statistics", "secrets"}
 ANSWER = """
 import edge_llm
 with edge_llm.load({path!r}) as model:
@@ -53,6 +55,25 @@ def test_answering_loads_none_of_the_workstations_packages(
     modules = imported_by(ANSWER.format(path=str(tiny_artifact())), tmp_path)
     assert "numpy" in modules
     assert not modules & WORKSTATION
+
+
+def test_run_imports_what_its_answer_takes(tiny_artifact: TinyArtifact) -> None:
+    """Whoever asks for one token waits for every import."""
+    words = ["edge-llm", "run", str(tiny_artifact()), "--prompt", "Hello", "--raw"]
+    code = f"""
+import sys
+from edge_llm.cli import cli
+cli.main({[*words[1:], "--max-tokens", "1"]!r}, standalone_mode=False)
+print()
+"""
+    modules = imported_by(code)
+    assert "numpy" in modules
+    assert not modules & (WORKSTATION | FOR_OTHERS)
+
+
+def test_a_command_imports_no_other() -> None:
+    code = "from edge_llm.cli import cli; cli.main(['run', '--help'], standalone_mode=False)"
+    assert "json" not in imported_by(code)  # of ask and bench
 
 
 def test_the_version_is_the_distributions() -> None:

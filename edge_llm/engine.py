@@ -212,16 +212,18 @@ class Engine:
             self._dropped, self._cancelled = self._cancelled, set()
             self._waiting += arrived
             closed = self._closed
-        queue = order(self._waiting)
-        for sequence in arrived:
-            sequence.consumer.accepted(queue.index(sequence))
+        if arrived:
+            queue = order(self._waiting)
+            for sequence in arrived:
+                sequence.consumer.accepted(queue.index(sequence))
         return not closed
 
     def _drop(self) -> None:
         """Ends what is cancelled or has expired, waiting or running."""
-        for sequence in [*self._waiting, *self._running]:
-            if sequence.ticket in self._dropped:
-                self._end(sequence, "cancelled")
+        if self._dropped:
+            for sequence in [*self._waiting, *self._running]:
+                if sequence.ticket in self._dropped:
+                    self._end(sequence, "cancelled")
         for sequence in expired([*self._waiting, *self._running], time.monotonic()):
             self._end(sequence, "expired")
 

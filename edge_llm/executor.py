@@ -28,6 +28,7 @@ from edge_llm.errors import ArtifactError, ConfigError, EdgeLLMError
 from edge_llm.profile import Profile, Stages
 
 LANES = 16  # rows of the output matrix come in tiles of 16: so are the columns of the logits
+POINTERS, NUMBERS = 9, 8  # that entry.c's edge_step takes
 REFUSED = 1  # what entry.c returns for indices out of range
 FEW_ROWS = 8  # a step of no more waits for weights rather than arithmetic: it counts as decoding
 
@@ -73,13 +74,15 @@ class Executor:
         self.decode_threads = _setting("decode_threads", decode_threads, most, decode)
         self.pages = -(-self.context // self.page_positions) * sequences
         self._columns = -(-self.vocab_size // LANES) * LANES
-        self._weights = np.frombuffer(artifact.entry("weights.bin"), np.uint8)
-        self._cache = _zeros(self.pages * execution.page_bytes)
-        self._workspace = _zeros(execution.workspace_bytes)
         self._logits = np.zeros((sequences, self._columns), np.float32)
-        self._memory = tuple(
-            _address(memory) for memory in (self._weights, self._cache, self._workspace)
+        self._memory: tuple[NDArray[np.uint8], ...] = (
+            np.frombuffer(artifact.entry("weights.bin"), np.uint8),
+            _zeros(self.pages * execution.page_bytes),  # the KV cache
+            _zeros(execution.workspace_bytes),
         )
+        # What a step is called with (compile/lower/cpu/entry.c), filled in anew by each.
+        self._pointers = (ctypes.c_void_p * POINTERS)(*map(_address, self._memory))
+        self._numbers = (ctypes.c_int32 * NUMBERS)()
         self.compiled_seconds = 0.0
         self._library = _load(artifact)
         count = max(self.threads, self.decode_threads)
@@ -93,7 +96,7 @@ class Executor:
             ValueError: an array of the batch is too long or has an index out of range.
         """
         rows, wanted = len(batch.tokens), len(batch.wanted)
-        if not 1 <= rows <= self.max_rows or len(self._weights) == 0:
+        if not 1 <= rows <= self.max_rows or not self._memory:
             raise ValueError(f"a step of {rows} rows; 1 to {self.max_rows} on an open executor")
         if not len(batch.positions) == len(batch.sequences) == rows:
             raise ValueError("tokens, positions and sequences differ in length")
@@ -105,17 +108,16 @@ class Executor:
             *(batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted),
             logits,
         )
-        pointers = (ctypes.c_void_p * (len(self._memory) + len(arrays)))(
-            *self._memory, *(_address(array) for array in arrays)
-        )
+        for place, array in enumerate(arrays, start=len(self._memory)):
+            self._pointers[place] = _address(array)
         table_rows, table_columns = batch.tables.shape
         threads = self.decode_threads if rows <= FEW_ROWS else self.threads
-        numbers = (ctypes.c_int32 * 8)(
+        self._numbers[:] = [
             *(rows, wanted, table_columns, self.pages, threads),
             *(self.vocab_size, self.context, table_rows),
-        )
+        ]
         start = time.perf_counter()
-        failure = self._library.edge_step(pointers, numbers)
+        failure = self._library.edge_step(self._pointers, self._numbers)
         self.compiled_seconds += time.perf_counter() - start
         if failure:
             message = self._library.edge_error().decode()
@@ -140,7 +142,6 @@ class Executor:
         """Stop the threads and give the memory back; no step may follow. Idempotent."""
         self._library.edge_threads_stop()
         self._memory = ()
-        self._cache = self._workspace = self._weights = np.zeros(0, np.uint8)
 
 
 def _setting(name: str, value: int | None, most: int, default: int) -> int:

@@ -81,7 +81,8 @@ class Executor:
             _zeros(execution.workspace_bytes),
         )
         # What a step is called with (compile/lower/cpu/entry.c), filled in anew by each.
-        self._pointers = (ctypes.c_void_p * POINTERS)(*map(_address, self._memory))
+        memory = (_address(array, "|u1") for array in self._memory)
+        self._pointers = (ctypes.c_void_p * POINTERS)(*memory)
         self._numbers = (ctypes.c_int32 * NUMBERS)()
         self.compiled_seconds = 0.0
         self._library = _load(artifact)
@@ -93,7 +94,8 @@ class Executor:
         """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step.
 
         Raises:
-            ValueError: an array of the batch is too long or has an index out of range.
+            ValueError: an array of the batch is too long, of another type or layout, or holds an
+                index out of range.
         """
         rows, wanted = len(batch.tokens), len(batch.wanted)
         if not 1 <= rows <= self.max_rows or not self._memory:
@@ -104,12 +106,10 @@ class Executor:
             logits = np.empty((wanted, self._columns), np.float32)
         else:
             logits = self._logits
-        arrays = (
-            *(batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted),
-            logits,
-        )
-        for place, array in enumerate(arrays, start=len(self._memory)):
-            self._pointers[place] = _address(array)
+        indices = (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted)
+        for place, array in enumerate(indices, start=len(self._memory)):
+            self._pointers[place] = _address(array, "<i4")
+        self._pointers[POINTERS - 1] = _address(logits, "<f4")
         table_rows, table_columns = batch.tables.shape
         threads = self.decode_threads if rows <= FEW_ROWS else self.threads
         self._numbers[:] = [
@@ -152,9 +152,12 @@ def _setting(name: str, value: int | None, most: int, default: int) -> int:
     return value
 
 
-def _address(array: NDArray[Any]) -> int:
-    """Of the first element; the array must be contiguous."""
-    address: int = array.__array_interface__["data"][0]
+def _address(array: NDArray[Any], kind: str) -> int:
+    """Of the first element; ValueError for an array that the code would read otherwise."""
+    interface = array.__array_interface__
+    if interface["typestr"] != kind or interface["strides"] is not None:
+        raise ValueError(f"an array of a step is not contiguous or not of type {kind}")
+    address: int = interface["data"][0]
     return address
 
 

@@ -145,6 +145,17 @@ def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) 
                 arrays = {k: np.array(v, np.int32) for k, v in {**good, name: value}.items()}
                 with pytest.raises(ValueError, match=r"step|length"):
                     executor.step(Batch(**arrays))
+        whole = {k: np.array(v, np.int32) for k, v in good.items()}
+        wide = np.zeros(4, np.int32)
+        others: dict[str, Any] = {
+            "tokens": whole["tokens"].astype(np.int64),
+            "positions": wide[::2],
+            "tables": np.zeros((1, 4), np.int32)[:, ::2],
+        }
+        for name, array in others.items():
+            with pytest.raises(ValueError, match="contiguous"):
+                executor.step(Batch(**{**whole, name: array}))
+        executor.step(Batch(**whole))
         executor.close()
         with pytest.raises(ValueError, match="open"):
             executor.step(Batch(**{k: np.array(v, np.int32) for k, v in good.items()}))

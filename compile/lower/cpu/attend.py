@@ -38,18 +38,18 @@ def attend_one(frame: Frame, layer: Expr) -> None:
             [position] * share,
             frame.page(layer, head, T.int32(0), p),
             p * PAGE_POSITIONS,
-            [scores.at((first + i) * frame.plan.score_columns) for i in range(share)],
+            [scores.at((first + i) * frame.plan.padded_context) for i in range(share)],
         )
     with frame.stage("attention") as task, frame.share(config.kv_heads * groups, task) as unit:
         head, group = bind(unit // groups), bind(unit % groups)
         weights = frame.region(frame.workspace, frame.plan.workspace.weights).at(
-            task * (share * frame.plan.score_columns)
+            task * (share * frame.plan.padded_context)
         )
         weigh_and_combine(
             frame,
             [position] * share,
             count,
-            scores.at(head * (share * frame.plan.score_columns)),
+            scores.at(head * (share * frame.plan.padded_context)),
             weights,
             lambda page: frame.page(layer, head, T.int32(0), page),
             [group],
@@ -78,7 +78,7 @@ def attend_together(
 ) -> None:
     """The queries that ``rows`` rows of one sequence have for one KV head."""
     config, share = frame.plan.config, frame.plan.query_share
-    groups, context = config.head_dim // UNIT, frame.plan.score_columns
+    groups, context = config.head_dim // UNIT, frame.plan.padded_context
     firsts = [
         ((row + r) * config.heads + head * share + i) * groups
         for r in range(rows)
@@ -124,7 +124,7 @@ def weigh_and_combine(
 
     ``firsts`` are the first groups of each query's output; ``weights`` may be ``scores``.
     """
-    context = frame.plan.score_columns
+    context = frame.plan.padded_context
     totals = [
         weigh(position, count, scores.at(i * context), weights.at(i * context))
         for i, position in enumerate(positions)

@@ -17,7 +17,7 @@ from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.cache import Cache, HeadPage
 from compile.lower.cpu.chunks import claimed
 from compile.lower.cpu.memory import Array, Expr, Pointer
-from compile.lower.cpu.plan import MAX_ROWS, MatrixPlan, Plan, QuantizedRegions, Region
+from compile.lower.cpu.plan import MatrixPlan, Plan, QuantizedRegions, Region
 from compile.lower.cpu.tile import ROWS, Tiles, multiply, multiply_many
 from compile.lower.cpu.vector import bind
 
@@ -137,7 +137,7 @@ class Frame:
             with T.If(count > 0), T.Then():
                 part(T.int32(0), 1)
             return
-        if self.tokens_at_once == MAX_ROWS:
+        if self.isa.PASS:
             with T.If(count > 1):
                 with T.Then():
                     multiply_many(self.isa, tiles, source, count, out)

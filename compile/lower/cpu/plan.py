@@ -160,11 +160,6 @@ class Plan:
         return -(-self.context // ROWS) * ROWS
 
     @property
-    def score_columns(self) -> int:
-        """From one query's scores to the next: a page more, so that they share no cache set."""
-        return self.padded_context + ROWS
-
-    @property
     def query_share(self) -> int:
         """Query heads that read the same KV head."""
         return self.config.heads // self.config.kv_heads
@@ -252,10 +247,10 @@ class Plan:
             scores=layout.add(
                 "scores",
                 "float32",
-                (max(config.heads, MAX_THREADS * self.queries_together), self.score_columns),
+                (max(config.heads, MAX_THREADS * self.queries_together), self.padded_context),
             ),
             weights=layout.add(
-                "weights", "float32", (MAX_THREADS * self.query_share, self.score_columns)
+                "weights", "float32", (MAX_THREADS * self.query_share, self.padded_context)
             ),
             tile_sums=layout.add("tile_sums", "float32", (MAX_THREADS, self.tile_sums)),
             size=layout.size,

@@ -54,7 +54,7 @@ def lower(plan: Plan, isa_name: str) -> Lowered:
 def prefill_block(isa: ModuleType) -> tuple[int, int]:
     """Tokens and rows of a tile at once: all tokens where weights stay in registers instead."""
     tokens, rows = isa.BLOCK
-    return (MAX_ROWS if hasattr(isa, "load") else tokens), rows
+    return (MAX_ROWS if isa.PASS else tokens), rows
 
 
 def build_step(

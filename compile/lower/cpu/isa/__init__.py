@@ -5,6 +5,8 @@ Each module has
     REGISTERS           vector registers there are
     PREFETCH            bytes ahead that the weights of a single token are asked for; 0 for not
     BLOCK               (tokens, rows) that its registers hold at once in a prefill
+    PASS                (tokens in a turn, rows whose weights are loaded) where all tokens of a
+                        prefill pass a group's weights, which stay in registers; or None
     GROUPS              of 32 columns in a turn of the loop, where they divide a row's
     BYTE_BIAS           what an 8-bit weight is stored with added: 128 where it must be unsigned
     layout              where a tile's weights stand: module ``quads``, ``stacked`` or ``pairs``
@@ -15,8 +17,7 @@ range of LANES-row parts wanted, ``tokens`` the activations of each token. It re
 token and part, the exact sums of ``q·a`` in int32 or float32: 4-bit weights count as ``q - zero``,
 8-bit ones are signed.
 
-Where a group's weights fit into registers there are also
-    PASS                (tokens in a turn of the loop, rows whose weights are loaded)
+With a PASS there are also
     load(bits, zero, data, parts) -> weights
     dot_loaded(bits, zero, weights, tokens) -> sums
 and a prefill loads weights, unpacks them and takes ``zero`` off once for all tokens.

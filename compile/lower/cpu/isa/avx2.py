@@ -16,6 +16,7 @@ LANES = 8
 REGISTERS = 16
 PREFETCH = records()["avx2"].prefetch
 BLOCK = records()["avx2"].block
+PASS = None
 GROUPS = 1
 BYTE_BIAS = 0
 layout = quads

@@ -11,6 +11,7 @@ LANES = 16
 REGISTERS = 32
 PREFETCH = records()["avx512_vnni"].prefetch
 BLOCK = records()["avx512_vnni"].block
+PASS = None
 GROUPS = 1
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads

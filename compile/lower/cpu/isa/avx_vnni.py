@@ -10,6 +10,7 @@ LANES = 8
 REGISTERS = 16
 PREFETCH = 8192
 BLOCK = (4, 8)
+PASS = None
 GROUPS = 1
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads

@@ -13,10 +13,11 @@ from compile.errors import CompileError, UnsupportedError
 from compile.gguf_file import MAGIC
 from compile.import_gguf import open_gguf
 from compile.import_huggingface import open_huggingface
+from compile.stored import open_stored
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a GGUF file or a Hugging Face folder, told apart by content.
+    """Open a GGUF file, a Hugging Face folder or a checkpoint of ours, told apart by content.
 
     CompileError where it is neither, damaged, or incomplete; UnsupportedError where it is sound
     but of a kind that cannot be compiled.
@@ -29,11 +30,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CompileError(f"{path}: neither a file nor a folder")
     try:
         with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
+            start = file.read(9)
     except OSError as error:
         raise CompileError(f"{path}: {error.strerror}") from error
-    if magic == MAGIC:
+    if start.startswith(MAGIC):
         return open_gguf(path)
+    if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+        return open_stored(path)
     if path.suffix == ".onnx":  # protobuf has no magic to tell it by
         raise UnsupportedError(f"{path}: ONNX is not supported yet; give the GGUF or the folder")
     raise CompileError(f"{path}: neither a GGUF file nor a Hugging Face folder")

@@ -25,7 +25,7 @@ from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.pack import pack
 from compile.lower.cpu.plan import MAX_ROWS, MAX_THREADS, MatrixFormat, Plan
 from compile.lower.cpu.step import Lowered, lower
-from compile.quantize import QuantizedCheckpoint, Recipe
+from compile.quantize.nearest import QuantizedCheckpoint, Recipe
 from compile.sources import resolve
 from compile.tokenizer_json import compact
 from edge_llm import manifest as m

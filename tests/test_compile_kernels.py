@@ -19,7 +19,7 @@ from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.norm import normalize
 from compile.lower.cpu.pack import side_by_side
 from compile.lower.cpu.tile import Tiles, multiply, multiply_many
-from compile.quantize import quantize4, quantize8
+from compile.quantize.nearest import quantize4, quantize8
 from targets import TARGETS
 from tests.kernels import Argument, aligned, kernel, kernel_targets, zeros
 

@@ -9,7 +9,7 @@ import pytest
 
 from compile.checkpoint import Q4, Q8
 from compile.importer import open_checkpoint
-from compile.quantize import QuantizedCheckpoint, Recipe
+from compile.quantize.nearest import QuantizedCheckpoint, Recipe
 from tests.tiny_model import write_tiny_gguf
 
 HEAD = "model.embed_tokens.weight"

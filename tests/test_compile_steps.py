@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from compile.errors import CompileError, UnsupportedError
 from compile.importer import open_checkpoint
 from compile.pipeline import Options, compile_model
-from compile.quantize import QuantizedCheckpoint, Recipe
+from compile.quantize.nearest import QuantizedCheckpoint, Recipe
 from compile.reference import Device, Exact, Reference
 from edge_llm.artifact import Artifact
 from edge_llm.batch import Batch

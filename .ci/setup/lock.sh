@@ -12,6 +12,13 @@ compile() {
         --python-version 3.10 --no-emit-index-url --no-emit-find-links pyproject.toml "$@"
 }
 
-compile --upgrade --all-extras --output-file requirements.lock
+# A PyTorch built for CUDA brings its libraries along; one built for the CPU has none to lock.
+cuda=(cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc
+    nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver
+    nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13
+    nvidia-nvtx triton)
+
+compile --upgrade --all-extras --constraints <(echo "torch==2.13.0") \
+    "${cuda[@]/#/--no-emit-package=}" --output-file requirements.lock
 compile --upgrade --constraints requirements.lock --no-annotate \
     --output-file requirements-device.lock

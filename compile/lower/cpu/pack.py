@@ -14,7 +14,7 @@ from compile.errors import CompileError
 from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.plan import ROWS, MatrixPlan, Plan, Region, matrix_stages
 from compile.lower.cpu.stages import GateAndUp, ProjectAndAdd, ProjectAndCache, Stage
-from compile.quantize import concatenate
+from compile.quantize.nearest import concatenate
 from compile.reference import dequantized
 
 Bytes = NDArray[np.uint8]

@@ -1,0 +1,1 @@
+"""The compiler's commands: each a function of the module that has its name."""

@@ -1,0 +1,1 @@
+"""From float matrices to the formats that a device multiplies."""

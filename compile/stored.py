@@ -1,0 +1,132 @@
+"""A checkpoint of our own in one file: what a stage of the compiler made, for the next one.
+
+A safetensors file whose metadata hold the sizes and the tokenizer. A quantized matrix is stored as
+``NAME.q`` (uint8 [rows, columns / 2], the even column in the low nibble; or int8 [rows, columns]),
+``NAME.scale`` and, if asymmetric, ``NAME.minimum``, both float16.
+
+    store(Path("student.safetensors"), checkpoint)
+    checkpoint = open_stored(Path("student.safetensors"))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+from compile.checkpoint import Q4, Q8, Checkpoint, ModelConfig, Tensor, TokenizerFiles
+from compile.errors import CompileError
+from compile.families import FAMILIES
+from compile.foreign_errors import translated
+from edge_llm.files import replacing
+
+FORMAT = "edge-llm checkpoint 1"
+
+
+def store(path: Path, checkpoint: Checkpoint, notes: Mapping[str, str] | None = None) -> None:
+    """Write every tensor of ``checkpoint``; ``path`` is whole or what it was before.
+
+    Args:
+        path: the file to write, by convention ``*.safetensors``.
+        checkpoint: float and quantized tensors as they shall be stored.
+        notes: more metadata, such as what the checkpoint was made from.
+    """
+    arrays = {
+        part: array
+        for name in checkpoint.names()
+        for part, array in parts(name, checkpoint.tensor(name)).items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(asdict(checkpoint.config)),
+        "tokenizer": json.dumps(
+            asdict(checkpoint.tokenizer)
+            | {"tokenizer_json": checkpoint.tokenizer.tokenizer_json.decode()}
+        ),
+        **(notes or {}),
+    }
+    specs = {
+        name: safetensors.TensorSpec(
+            dtype=array.dtype.name,
+            shape=array.shape,
+            data_ptr=array.ctypes.data,
+            data_len=array.nbytes,
+        )
+        for name, array in arrays.items()
+    }
+    with translated(f"cannot write {path}"), replacing(path) as file:
+        safetensors.serialize_file(specs, Path(file.name), metadata)
+
+
+def open_stored(path: Path) -> StoredCheckpoint:
+    """Open a file that :func:`store` wrote; CompileError where it is damaged or another's."""
+    with translated(f"{path}: not a checkpoint of ours, or a damaged one"):
+        file: Any = safetensors.safe_open(path, framework="numpy")
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise CompileError(f"{path}: a safetensors file by itself; give the model's folder")
+        return StoredCheckpoint(file, metadata)
+
+
+class StoredCheckpoint:
+    """A checkpoint read from one file, a tensor at a time."""
+
+    def __init__(self, file: Any, metadata: Mapping[str, str]) -> None:
+        self._file = file
+        self.notes = metadata
+        config = json.loads(metadata["config"])
+        config["rope_frequencies"] = tuple(config["rope_frequencies"])
+        self.config = ModelConfig(**config)
+        if self.config.family not in FAMILIES:
+            raise CompileError(f"family {self.config.family}: this version knows {list(FAMILIES)}")
+        tokenizer = json.loads(metadata["tokenizer"])
+        tokenizer["tokenizer_json"] = tokenizer["tokenizer_json"].encode()
+        tokenizer["eos_token_ids"] = tuple(tokenizer["eos_token_ids"])
+        self.tokenizer = TokenizerFiles(**tokenizer)
+        self._keys = frozenset(file.keys())
+
+    def names(self) -> Iterable[str]:
+        """Every tensor's name, sorted."""
+        bare = {key.removesuffix(".q") for key in self._keys}
+        return sorted(name for name in bare if not name.endswith((".scale", ".minimum")))
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor; KeyError where there is none of that name."""
+        if name in self._keys:
+            return self._array(name)
+        if f"{name}.q" not in self._keys:
+            raise KeyError(name)
+        q, scale = self._array(f"{name}.q"), self._array(f"{name}.scale")
+        if q.dtype == np.int8:
+            return Q8(q, scale)
+        minimum = f"{name}.minimum"
+        return Q4(unpacked(q), scale, self._array(minimum) if minimum in self._keys else None)
+
+    def _array(self, key: str) -> NDArray[Any]:
+        array: NDArray[Any] = self._file.get_tensor(key)
+        return array
+
+
+def parts(name: str, tensor: Tensor) -> dict[str, NDArray[Any]]:
+    """The arrays that a tensor is stored as."""
+    if isinstance(tensor, Q4):
+        low, high = tensor.q[:, ::2], tensor.q[:, 1::2]
+        arrays = {f"{name}.q": low | high << 4, f"{name}.scale": tensor.scale}
+        if tensor.minimum is not None:
+            arrays[f"{name}.minimum"] = tensor.minimum
+    elif isinstance(tensor, Q8):
+        arrays = {f"{name}.q": tensor.q, f"{name}.scale": tensor.scale}
+    else:
+        arrays = {name: tensor}
+    return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+
+
+def unpacked(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 [rows, columns / 2] of two nibbles each → uint8 [rows, columns]."""
+    return np.stack((q & 15, q >> 4), axis=-1).reshape(len(q), -1)

@@ -1,0 +1,73 @@
+"""Checkpoints of our own: what is stored comes back, and nothing half-written is taken for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compile.checkpoint import Q4, Q8, Checkpoint, Tensor
+from compile.errors import CompileError
+from compile.importer import open_checkpoint
+from compile.quantize.nearest import QuantizedCheckpoint, Recipe
+from compile.stored import store
+from tests.tiny_model import write_tiny_gguf, write_tiny_huggingface
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Checkpoint:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    return open_checkpoint(tmp_path / "tiny.gguf")
+
+
+def arrays(tensor: Tensor) -> list[np.ndarray]:
+    if isinstance(tensor, Q4):
+        return [tensor.q, tensor.scale, *([] if tensor.minimum is None else [tensor.minimum])]
+    return [tensor.q, tensor.scale] if isinstance(tensor, Q8) else [tensor]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("head_bits", [4, 8])
+def test_what_is_stored_comes_back(
+    tmp_path: Path, tiny: Checkpoint, symmetric: bool, head_bits: int
+) -> None:
+    quantized = QuantizedCheckpoint(tiny, Recipe(32, symmetric, head_bits))
+    store(tmp_path / "tiny.safetensors", quantized, {"made from": "tiny.gguf"})
+    back = open_checkpoint(tmp_path / "tiny.safetensors")
+    assert back.config == tiny.config
+    assert back.tokenizer == tiny.tokenizer
+    assert sorted(back.names()) == sorted(tiny.names())
+    for name in tiny.names():
+        stored, expected = back.tensor(name), quantized.tensor(name)
+        assert type(stored) is type(expected)
+        for one, other in zip(arrays(stored), arrays(expected), strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(KeyError):
+        back.tensor("model.layers.99.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize("keep", [0, 8, 9, 200, -1])
+def test_a_cut_file_is_refused_in_one_line(tmp_path: Path, tiny: Checkpoint, keep: int) -> None:
+    path = tmp_path / "tiny.safetensors"
+    store(path, tiny)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CompileError, match=r"tiny\.safetensors: n") as caught:
+        open_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_safetensors_of_somebody_else_are_refused(tmp_path: Path) -> None:
+    write_tiny_huggingface(tmp_path / "folder")
+    with pytest.raises(CompileError, match="give the model's folder"):
+        open_checkpoint(tmp_path / "folder" / "model.safetensors")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, tiny: Checkpoint) -> None:
+    path = tmp_path / "tiny.safetensors"
+    path.write_bytes(b"before")
+    with pytest.raises(CompileError, match="cannot write"):
+        store(path, tiny, {"a note that is no text": 1})  # type: ignore[dict-item]
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []

@@ -81,3 +81,21 @@ class Graph:
     embedding: Embedding
     layer: tuple[Operation, ...]
     output: tuple[Operation, ...]
+
+
+def reads(operation: Operation) -> set[str]:
+    """The values that an operation reads."""
+    match operation:
+        case Attention(_, q, k, v):
+            return {q, k, v}
+        case Gate(_, gate, up):
+            return {gate, up}
+        case Residual(x, y):
+            return {x, y}
+        case _:
+            return {operation.x}
+
+
+def writes(operation: Operation) -> set[str]:
+    """The values that an operation writes."""
+    return {operation.x if isinstance(operation, Rope | Residual) else operation.out}

@@ -10,13 +10,13 @@ what accuracy is measured against; ``Device`` is the arithmetic of the CPU targe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from compile import numerics
-from compile.checkpoint import Q4, Q8, Checkpoint, Matrix, ModelConfig, Tensor
+from compile.checkpoint import Q4, Q8, Checkpoint, Matrix, Tensor
 from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.graph import Attention, Gate, Linear, Norm, Operation, Residual, Rope
@@ -59,11 +59,11 @@ class Exact:
     def attention(self, q: F32, k: F32, v: F32) -> F32:
         n, heads, head_dim = q.shape
         k, v = (np.repeat(a, heads // k.shape[1], axis=1) for a in (k, v))
-        score = np.einsum("nhd,thd->hnt", q, k) / np.float32(np.sqrt(head_dim))
+        score = q.swapaxes(0, 1) @ k.transpose(1, 2, 0) / np.float32(np.sqrt(head_dim))
         score = np.where(np.tri(n, dtype=bool), score, np.float32(-np.inf))
         p = np.exp(score - score.max(-1, keepdims=True))
-        out: F32 = np.einsum("hnt,thd->nhd", p / p.sum(-1, keepdims=True), v)
-        return out.reshape(n, -1)
+        out: F32 = p / p.sum(-1, keepdims=True) @ v.swapaxes(0, 1)
+        return out.swapaxes(0, 1).reshape(n, -1)
 
 
 class Device:
@@ -126,39 +126,49 @@ class Reference:
         values: dict[str, F32] = {self._graph.embedding.out: embed(embedding, tokens)}
         for layer in range(config.layers):
             for operation in self._graph.layer:
-                self._apply(operation, layer, values, cos, sin, config)
+                operate(operation, values, self._layer(layer), self._arithmetic, cos, sin)
         for operation in self._graph.output:
-            self._apply(operation, None, values, cos, sin, config)
+            operate(operation, values, self._checkpoint.tensor, self._arithmetic, cos, sin)
         return values["logits"]
 
-    def _apply(
-        self,
-        operation: Operation,
-        layer: int | None,
-        values: dict[str, F32],
-        cos: F32,
-        sin: F32,
-        config: ModelConfig,
-    ) -> None:
-        def heads(name: str) -> F32:
-            return values[name].reshape(len(cos), -1, config.head_dim)
+    def _layer(self, layer: int) -> Callable[[str], Tensor]:
+        return lambda name: self._checkpoint.tensor(name.format(layer=layer))
 
-        def weight(name: str) -> Tensor:
-            return self._checkpoint.tensor(name.format(layer=layer))
 
-        match operation:
-            case Norm(out, x, name, eps):
-                values[out] = self._arithmetic.norm(values[x], dequantized(weight(name)), eps)
-            case Linear(out, x, name):
-                values[out] = self._arithmetic.linear(values[x], weight(name))
-            case Rope(x):
-                values[x] = self._arithmetic.rotate(heads(x), cos, sin).reshape(len(cos), -1)
-            case Attention(out, q, k, v):
-                values[out] = self._arithmetic.attention(heads(q), heads(k), heads(v))
-            case Gate(out, gate, up):
-                values[out] = self._arithmetic.gate(values[gate], values[up])
-            case Residual(x, y):
-                values[x] = values[x] + values[y]
+def operate(
+    operation: Operation,
+    values: dict[str, F32],
+    weight: Callable[[str], Tensor],
+    arithmetic: Arithmetic,
+    cos: F32,
+    sin: F32,
+) -> None:
+    """Perform one operation on the named values of a sequence, float32 [n, size] each.
+
+    Args:
+        operation: of a graph.
+        values: read and written.
+        weight: gives the tensor of a name as it stands in the operation.
+        arithmetic: how.
+        cos, sin: [n, head_dim / 2], of the sequence's positions.
+    """
+
+    def heads(name: str) -> F32:
+        return values[name].reshape(len(cos), -1, 2 * cos.shape[1])
+
+    match operation:
+        case Norm(out, x, name, eps):
+            values[out] = arithmetic.norm(values[x], dequantized(weight(name)), eps)
+        case Linear(out, x, name):
+            values[out] = arithmetic.linear(values[x], weight(name))
+        case Rope(x):
+            values[x] = arithmetic.rotate(heads(x), cos, sin).reshape(len(cos), -1)
+        case Attention(out, q, k, v):
+            values[out] = arithmetic.attention(heads(q), heads(k), heads(v))
+        case Gate(out, gate, up):
+            values[out] = arithmetic.gate(values[gate], values[up])
+        case Residual(x, y):
+            values[x] = values[x] + values[y]
 
 
 def embed(weight: Tensor, tokens: Sequence[int]) -> F32:

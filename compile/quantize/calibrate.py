@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from compile.checkpoint import Checkpoint, Matrix, Tensor
 from compile.families import FAMILIES
-from compile.graph import Graph, Linear, Norm, Operation, reads, writes
+from compile.graph import Graph, Kind, Linear, Norm, Operation, reads, writes
 from compile.numerics import rope_tables
 from compile.quantize.feedback import nearest_in, repaired, with_feedback
 from compile.quantize.formats import Formats
@@ -57,7 +57,7 @@ class Stream:
         self._length = tokens.shape[1]
         self._cos, self._sin = rope_tables(checkpoint.config.rope_frequencies, self._length)
         embedding = checkpoint.tensor(graph.embedding.weight)
-        self.values: dict[str, F32] = {graph.embedding.out: embed(embedding, tokens.reshape(-1))}
+        self.values: dict[str, F32] = {graph.embedding.out: embed(embedding, tokens.reshape(-1).tolist())}
 
     def run(self, operations: Sequence[Operation], layer: int | None, keep: Iterable[str]) -> None:
         """Perform operations, a sequence at a time, and go on with the values in ``keep``."""
@@ -98,11 +98,9 @@ def calibrate(
     norm, head = graph.output
     assert isinstance(head, Linear)
 
-    def round_matrix(name: str, hessian: F64, cross: F64 | None = None) -> None:
-        weight = dequantized(checkpoint.tensor(name))
-        if cross is not None:
-            weight = repaired(weight, hessian, cross)
-        quantized.matrices[name] = with_feedback(weight, hessian, formats[name])
+    def round_matrix(name: str, kind: Kind, hessian: F64, cross: F64) -> None:
+        weight = repaired(dequantized(checkpoint.tensor(name)), hessian, cross)
+        quantized.matrices[name] = with_feedback(weight, hessian, formats[kind])
 
     embedding = graph.embedding.weight
     if checkpoint.config.tied:  # it is needed first, but what it multiplies comes last
@@ -111,12 +109,12 @@ def calibrate(
             stream.run(graph.layer, layer, [graph.embedding.out])
             report("quantize", layer / steps)
         stream.run([norm], None, [head.x])
-        round_matrix(embedding, moments(stream.values[head.x], stream.values[head.x]))
+        own = moments(stream.values[head.x], stream.values[head.x])
+        round_matrix(embedding, head.kind, own, own)
         del stream
     else:
-        quantized.matrices[embedding] = nearest_in(
-            dequantized(checkpoint.tensor(embedding)), formats[embedding]
-        )
+        weight = dequantized(checkpoint.tensor(embedding))
+        quantized.matrices[embedding] = nearest_in(weight, formats[head.kind])
 
     exact, rounded = (Stream(c, graph, tokens) for c in (checkpoint, quantized))
     for layer in range(layers):
@@ -126,7 +124,7 @@ def calibrate(
                 x, own = (stream.values[linears[0].x] for stream in (exact, rounded))
                 hessian, cross = moments(own, own), moments(x, own)
                 for op in linears:
-                    round_matrix(op.weight.format(layer=layer), hessian, cross)
+                    round_matrix(op.weight.format(layer=layer), op.kind, hessian, cross)
             for stream in (exact, rounded):
                 stream.run(segment, layer, keep)
         report("quantize", (steps - layers + layer + 1) / steps)
@@ -134,7 +132,7 @@ def calibrate(
         for stream in (exact, rounded):
             stream.run([norm], None, [head.x])
         x, own = (stream.values[head.x] for stream in (exact, rounded))
-        round_matrix(head.weight, moments(own, own), moments(x, own))
+        round_matrix(head.weight, head.kind, moments(own, own), moments(x, own))
     return quantized
 
 

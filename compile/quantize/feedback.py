@@ -30,24 +30,21 @@ def with_feedback(weight: F32, hessian: F64, form: MatrixFormat) -> Matrix:
         hessian: [columns, columns], the sum of ``x xᵀ`` over the inputs seen.
         form: the format wanted; ``columns`` is a multiple of its group.
     """
-    rows, columns = weight.shape
-    order = by_importance(np.diag(hessian), form.group)
+    columns, group = weight.shape[1], form.group
+    order = by_importance(np.diag(hessian), group)
     factor = feedback(hessian[np.ix_(order, order)])
-    left = weight[:, order]
-    q = np.empty((rows, columns), np.float32)
+    left = np.ascontiguousarray(weight.T[order])
+    q = np.empty_like(left)
     grids: list[Grid] = []
-    for start in range(0, columns, form.group):
-        block = slice(start, start + form.group)
-        grid = search(left[:, block], importance(factor[block, block]), form)
-        errors = np.empty((rows, form.group), np.float32)
-        for column in range(start, start + form.group):
-            q[:, column] = grid.round(left[:, column])
-            error = (left[:, column] - grid.value(q[:, column])) / factor[column, column]
-            errors[:, column - start] = error
-            left[:, column + 1 : block.stop] -= np.outer(
-                error, factor[column, column + 1 : block.stop]
-            )
-        left[:, block.stop :] -= errors @ factor[block, block.stop :]
+    for start in range(0, columns, group):
+        stop = start + group
+        grid = search(left[start:stop], importance(factor[start:stop, start:stop]), form)
+        errors = np.empty_like(left[start:stop])
+        for i in range(start, stop):
+            q[i] = grid.round(left[i])
+            errors[i - start] = (left[i] - grid.value(q[i])) / factor[i, i]
+            left[i + 1 : stop] -= factor[i, i + 1 : stop, None] * errors[i - start]
+        left[stop:] -= factor[start:stop, stop:].T @ errors
         grids.append(grid)
     return assembled(q, grids, order, form)
 
@@ -73,23 +70,21 @@ def feedback(hessian: F64) -> F32:
 
 def importance(factor: F32) -> F32:
     """Of a group's columns: what an error there costs once later columns have made amends."""
-    return 1 / np.square(np.diag(factor))
+    costs: F32 = 1 / np.square(np.diag(factor))
+    return costs
 
 
 def assembled(q: F32, grids: list[Grid], order: NDArray[np.intp], form: MatrixFormat) -> Matrix:
-    """The matrix in its own order of columns."""
-    restored = np.empty_like(q)
-    restored[:, order] = q
-    place = order[:: form.group] // form.group
-    scale = np.empty((len(q), len(grids)), np.float16)
-    scale[:, place] = np.stack([grid.scale for grid in grids], 1)
+    """The matrix in its own order of columns, from q [columns, rows] in the order of rounding."""
+    whole = np.empty(q.shape[::-1], np.int8 if form.bits == 8 else np.uint8)
+    whole[:, order] = q.T
+    groups = np.argsort(order[:: form.group])
+    scale = np.stack([grids[i].scale for i in groups], 1)
     if form.bits == 8:
-        return Q8(restored.astype(np.int8), scale)
-    minimum = None
-    if not form.symmetric:
-        minimum = np.empty_like(scale)
-        minimum[:, place] = np.stack([g.minimum for g in grids if g.minimum is not None], 1)
-    return Q4(restored.astype(np.uint8), scale, minimum)
+        return Q8(whole.view(np.int8), scale)
+    minimums = [grids[i].minimum for i in groups]
+    present = [minimum for minimum in minimums if minimum is not None]
+    return Q4(whole.view(np.uint8), scale, np.stack(present, 1) if present else None)
 
 
 def repaired(weight: F32, hessian: F64, cross: F64) -> F32:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from compile import numerics
-from compile.checkpoint import Q4, Q8, Checkpoint, Matrix, ModelConfig, Tensor
+from compile.checkpoint import Q4, Q8, Checkpoint, Matrix, Tensor
 from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.graph import Attention, Gate, Linear, Norm, Operation, Residual, Rope
@@ -59,11 +59,12 @@ class Exact:
     def attention(self, q: F32, k: F32, v: F32) -> F32:
         n, heads, head_dim = q.shape
         k, v = (np.repeat(a, heads // k.shape[1], axis=1) for a in (k, v))
-        score = np.einsum("nhd,thd->hnt", q, k) / np.float32(np.sqrt(head_dim))
+        q, k, v = (a.transpose(1, 0, 2) for a in (q, k, v))
+        score = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(head_dim))
         score = np.where(np.tri(n, dtype=bool), score, np.float32(-np.inf))
         p = np.exp(score - score.max(-1, keepdims=True))
-        out: F32 = np.einsum("hnt,thd->nhd", p / p.sum(-1, keepdims=True), v)
-        return out.reshape(n, -1)
+        out: F32 = p / p.sum(-1, keepdims=True) @ v
+        return out.transpose(1, 0, 2).reshape(n, -1)
 
 
 class Device:
@@ -111,7 +112,11 @@ def dequantized(tensor: Tensor) -> F32:
 
 
 class Reference:
-    """A checkpoint's decoder under one arithmetic; whole sequences, no cache."""
+    """A checkpoint's decoder under one arithmetic; whole sequences, no cache.
+
+    ``logits`` is all of it; its three parts let several models take turns, a layer at a time. They
+    take float32 [sequences · length, width] of as many sequences of one length.
+    """
 
     def __init__(self, checkpoint: Checkpoint, arithmetic: Arithmetic) -> None:
         self._checkpoint = checkpoint
@@ -120,28 +125,40 @@ class Reference:
 
     def logits(self, tokens: Sequence[int]) -> F32:
         """float32 [len(tokens), vocab]: what follows each prefix of ``tokens``."""
-        config = self._checkpoint.config
-        cos, sin = numerics.rope_tables(config.rope_frequencies, len(tokens))
-        embedding = self._checkpoint.tensor(self._graph.embedding.weight)
-        values: dict[str, F32] = {self._graph.embedding.out: embed(embedding, tokens)}
-        for layer in range(config.layers):
-            for operation in self._graph.layer:
-                self._apply(operation, layer, values, cos, sin, config)
-        for operation in self._graph.output:
-            self._apply(operation, None, values, cos, sin, config)
-        return values["logits"]
+        x = self.embed(tokens)
+        for layer in range(self._checkpoint.config.layers):
+            x = self.layer(layer, x)
+        return self.output(x)
+
+    def embed(self, tokens: Sequence[int]) -> F32:
+        """The residual stream before the first layer."""
+        return embed(self._checkpoint.tensor(self._graph.embedding.weight), tokens)
+
+    def layer(self, layer: int, x: F32, sequences: int = 1) -> F32:
+        """The residual stream behind a layer."""
+        return self._run(self._graph.layer, layer, x, sequences)[self._graph.embedding.out]
+
+    def output(self, x: F32) -> F32:
+        """Logits, float32 [len(x), vocab]."""
+        return self._run(self._graph.output, None, x, 1)["logits"]
+
+    def _run(
+        self, operations: tuple[Operation, ...], layer: int | None, x: F32, sequences: int
+    ) -> dict[str, F32]:
+        values = {self._graph.embedding.out: x}
+        for operation in operations:
+            self._apply(operation, layer, values, sequences)
+        return values
 
     def _apply(
-        self,
-        operation: Operation,
-        layer: int | None,
-        values: dict[str, F32],
-        cos: F32,
-        sin: F32,
-        config: ModelConfig,
+        self, operation: Operation, layer: int | None, values: dict[str, F32], sequences: int
     ) -> None:
-        def heads(name: str) -> F32:
-            return values[name].reshape(len(cos), -1, config.head_dim)
+        config = self._checkpoint.config
+
+        def heads(name: str) -> list[F32]:
+            """Of each sequence, [length, heads, head_dim]."""
+            each = np.split(values[name], sequences)
+            return [rows.reshape(len(rows), -1, config.head_dim) for rows in each]
 
         def weight(name: str) -> Tensor:
             return self._checkpoint.tensor(name.format(layer=layer))
@@ -152,9 +169,12 @@ class Reference:
             case Linear(out, x, name):
                 values[out] = self._arithmetic.linear(values[x], weight(name))
             case Rope(x):
-                values[x] = self._arithmetic.rotate(heads(x), cos, sin).reshape(len(cos), -1)
+                tables = numerics.rope_tables(config.rope_frequencies, len(values[x]) // sequences)
+                rotated = [self._arithmetic.rotate(one, *tables) for one in heads(x)]
+                values[x] = np.concatenate(rotated).reshape(values[x].shape)
             case Attention(out, q, k, v):
-                values[out] = self._arithmetic.attention(heads(q), heads(k), heads(v))
+                each = zip(heads(q), heads(k), heads(v), strict=True)
+                values[out] = np.concatenate([self._arithmetic.attention(*one) for one in each])
             case Gate(out, gate, up):
                 values[out] = self._arithmetic.gate(values[gate], values[up])
             case Residual(x, y):

@@ -12,7 +12,7 @@ from compile.allowance import ArtifactSize, Bits, Fits, allowance, parse
 from compile.checkpoint import Checkpoint
 from compile.errors import CompileError, UnsupportedError
 from compile.families import FAMILIES
-from compile.graph import KINDS
+from compile.graph import KINDS, Kind
 from compile.importer import open_checkpoint
 from compile.lower.cpu.plan import Plan
 from compile.pipeline import Options, compile_model
@@ -33,7 +33,7 @@ from edge_llm.manifest import Memory
 from targets import TARGETS
 from tests.tiny_model import write_tiny_gguf
 
-TOKENS = np.random.default_rng(5).integers(3, 320, (3, 24))
+TOKENS = np.random.default_rng(5).integers(3, 320, (4, 64))
 SIZES = {"quantization": "F16", "width": 128, "ffn": 192, "heads": 4, "kv_heads": 2}
 
 
@@ -87,7 +87,7 @@ def test_cost_of_a_kind_is_the_divergence_of_it_alone(tiny: Checkpoint, costs: C
 
 
 def test_costs_are_the_same_again(tiny: Checkpoint, costs: Costs) -> None:
-    some = {"o": (INT4,), "head": (INT8,)}
+    some: dict[Kind, tuple[MatrixFormat, ...]] = {"o": (INT4,), "head": (INT8,)}
     again = sensitivity(tiny, TOKENS, some)
     assert again == {kind: {form: costs[kind][form] for form in some[kind]} for kind in some}
 
@@ -96,26 +96,25 @@ def test_summed_costs_rank_models_as_their_divergence_does(tiny: Checkpoint, cos
     random = np.random.default_rng(6)
     drawn = [
         Formats(**{kind: list(costs[kind])[random.integers(len(costs[kind]))] for kind in KINDS})
-        for _ in range(24)
+        for _ in range(16)
     ]
     real = np.array([measured(tiny, formats) for formats in drawn])
     sums = np.array([predicted(costs, formats) for formats in drawn])
     by_cost, by_divergence = (values.argsort().argsort() for values in (sums, real))
     assert np.corrcoef(by_cost, by_divergence)[0, 1] > 0.95
-    np.testing.assert_allclose(sums, real, rtol=0.3)
+    np.testing.assert_allclose(sums, real, rtol=0.15)
 
 
-@pytest.mark.parametrize("bits", [4.2, 4.5, 5.0, 6.3, 8.5])
+@pytest.mark.parametrize("bits", [4.2, 5.0, 6.3])
 def test_choice_is_the_best_within_the_budget(tiny: Checkpoint, costs: Costs, bits: float) -> None:
     budget = allowance(Bits(bits), tiny, 256)
     chosen = choose(costs, sizes(tiny.config), budget)
     assert chosen.bits_per_weight(tiny.config) <= bits
-    within = [
-        predicted(costs, formats)
-        for each in product(*(costs[kind] for kind in KINDS))
-        if (formats := Formats(*each)).bits_per_weight(tiny.config) <= bits
-    ]
-    assert predicted(costs, chosen) == min(within)
+    size = sizes(tiny.config)
+    each = [[(costs[k][form], size[k][form]) for form in costs[k]] for k in KINDS]
+    combined = (np.sum(some, axis=0) for some in product(*each))
+    within = [cost for cost, total in combined if total <= budget]
+    assert predicted(costs, chosen) == pytest.approx(min(within))
 
 
 def test_of_equal_costs_the_smaller_is_chosen(tiny: Checkpoint) -> None:
@@ -125,10 +124,12 @@ def test_of_equal_costs_the_smaller_is_chosen(tiny: Checkpoint) -> None:
 
 
 def test_a_budget_out_of_reach_says_what_is_in_reach(tiny: Checkpoint, costs: Costs) -> None:
-    with pytest.raises(CompileError, match=r"leaves 0\.1 MB .* take at least 0\.1 MB: give more"):
+    with pytest.raises(
+        CompileError, match=r"leaves 0\.\d\d MB .* take at least 0\.15 MB: give more"
+    ):
         choose(costs, sizes(tiny.config), allowance(Bits(4), tiny, 256))
-    with pytest.raises(CompileError, match=r"leaves 0\.0 MB for the matrices"):
-        choose(costs, sizes(tiny.config), allowance(ArtifactSize(10**6), tiny, 256))
+    with pytest.raises(CompileError, match=r"leaves 0\.\d\d MB for the matrices"):
+        choose(costs, sizes(tiny.config), allowance(ArtifactSize(800_000), tiny, 256))
 
 
 def test_budgets_are_read() -> None:
@@ -143,9 +144,7 @@ def test_budgets_are_read() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"vocab": 327, "tied": False}])
-def test_what_fits_a_board_takes_no_more_than_it_has(
-    tmp_path: Path, more: dict[str, int]
-) -> None:
+def test_what_fits_a_board_takes_no_more_than_it_has(tmp_path: Path, more: dict[str, int]) -> None:
     """The certificate of any formats, and what else a process takes, against the board's memory."""
     write_tiny_gguf(tmp_path / "m.gguf", **SIZES, **more)
     checkpoint = open_checkpoint(tmp_path / "m.gguf")
@@ -168,7 +167,7 @@ def test_what_fits_a_board_takes_no_more_than_it_has(
 
 @pytest.mark.slow
 def test_an_artifact_is_no_larger_than_its_budget(model: Path, costs: Costs) -> None:
-    size = 1_200_000
+    size = 1_000_000
     checkpoint = open_checkpoint(model)
     left = allowance(ArtifactSize(size), checkpoint, 256)
     formats = choose(costs, sizes(checkpoint.config), left)

@@ -81,16 +81,14 @@ def choose(
     smallest = sum(min(size for _, size, _ in option) for option in options)
     if smallest > budget_bytes:
         raise CompileError(
-            f"the budget leaves {max(budget_bytes, 0) / 1e6:.1f} MB for the matrices, "
-            f"which take at least {smallest / 1e6:.1f} MB: give more"
+            f"the budget leaves {max(budget_bytes, 0) / 1e6:.2f} MB for the matrices, "
+            f"which take at least {smallest / 1e6:.2f} MB: give more"
         )
-    best = min(
-        (sum(cost for cost, _, _ in each), sum(size for _, size, _ in each), index)
-        for index, each in enumerate(product(*options))
-        if sum(size for _, size, _ in each) <= budget_bytes
+    fitting = (
+        each for each in product(*options) if sum(size for _, size, _ in each) <= budget_bytes
     )
-    chosen = list(product(*options))[best[2]]
-    return Formats(**{kind: form for kind, (_, _, form) in zip(KINDS, chosen, strict=True)})
+    best = min(fitting, key=lambda each: (sum(c for c, _, _ in each), sum(s for _, s, _ in each)))
+    return Formats(**{kind: form for kind, (_, _, form) in zip(KINDS, best, strict=True)})
 
 
 def sensitivity(

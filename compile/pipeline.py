@@ -86,10 +86,6 @@ def make_plan(quantized: QuantizedCheckpoint, options: Options) -> Plan:
     """Sizes, formats and the place of every byte."""
     config = quantized.config
     context = options.context or min(config.context, DEFAULT_CONTEXT)
-    if not 1 <= context <= config.context:
-        raise CompileError(
-            f"context {context}: {config.name} was trained for 1 to {config.context} positions"
-        )
     plan = Plan(
         config=config,
         graph=FAMILIES[config.family](config),

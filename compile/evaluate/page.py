@@ -81,7 +81,7 @@ def page(
         peaks=peaks(listed, heat, cells),
         measure=measure,
         top=f"{top:.3g}",
-        steps=[strength(share) for share in np.linspace(0, 1, 9)],
+        strength=strength,
         shown=[seen(token, heat / top, cells) for token in listed[:SHOWN]],
         cut=f" These are the first {SHOWN} of {len(listed)} tokens." * (len(listed) > SHOWN),
     )
@@ -136,8 +136,8 @@ def seen(
 
 
 def strength(share: float) -> str:
-    """A colour's opacity; the root, as most tokens are far below the greatest."""
-    return f"{0.75 * min(1.0, max(0.0, share)) ** 0.5:.2f}"
+    """A colour's opacity."""
+    return f"{0.75 * min(1.0, max(0.0, share)):.2f}"
 
 
 def charts(heat: NDArray[np.float64], measure: str) -> list[Markup]:

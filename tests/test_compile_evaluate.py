@@ -140,9 +140,11 @@ def test_figures_are_an_aligned_table(cli: Cli) -> None:
     status, out, err = cli(*names, "--text", "text.txt", "--tasks", "tasks.jsonl")
     assert (status, err) == (0, "text: done\ntasks: done\n")
     text, tasks = out.split("\n\n")
-    predicted = len(tiny_tokenizer().encode(TEXT).ids) - 2  # of two windows, all but the first
-    heading = f"text.txt, {predicted} tokens  student.safetensors  teacher.gguf"
-    assert text.splitlines()[0] == heading
+    predicted = (
+        len(tiny_tokenizer().encode(TEXT).ids) - 3
+    )  # the first of two windows, and one left over
+    heading = f"text.txt, {predicted} tokens student.safetensors teacher.gguf"
+    assert text.splitlines()[0].split() == heading.split()
     assert len({len(line) for line in text.splitlines()[2:]}) == 1
     assert "accuracy by length" in tasks
 
@@ -392,8 +394,7 @@ def test_an_artifact_for_another_cpu_is_refused(cli: Cli, tmp_path: Path) -> Non
     path = write_sample(tmp_path / "board.edge", target=manifest_target(board))
     status, _, err = cli(str(path), "--text", "text.txt")
     assert (status, err.count("\n")) == (1, 1)
-    assert err.startswith(f"error: {path}: ")
-    assert board in err
+    assert err.startswith(f"error: {path} was compiled for {board}")
 
 
 def test_a_cut_artifact_is_refused(cli: Cli, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def charts(heat: NDArray[np.float64], measure: str) -> list[Markup]:
         spread, course = (Figure(figsize=(4.6, 2.6), layout="constrained") for _ in range(2))
         axes = spread.subplots()
         low = max(float(np.percentile(heat, 1)), 1e-7)
-        edges = np.geomspace(low, max(float(heat.max()), 2 * low), 40)
+        edges = np.geomspace(low, max(float(heat.max()), 2 * low), 40).tolist()
         axes.hist(np.clip(heat, low, None), bins=edges, color=ACCENT)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -3,10 +3,10 @@
     pruned = prune(checkpoint, layers=20, ffn=960, tokens=tokens)
     pruned.layers           # (0, 1, 2, 5, …): which of the teacher's it keeps
 
-A column of the feed-forward is as important as what it adds to the residual stream: the square of its
-activation times that of its weights (Muralidharan et al., 2024, Minitron, arXiv:2407.14679). A layer
-is as important as the divergence of the predictions without it; the least important goes, and the
-rest is measured anew (Kim et al., 2024, Shortened LLaMA, arXiv:2402.02834).
+A column of the feed-forward is as important as what it adds to the residual stream: the square of
+its activation times that of its weights (Muralidharan et al., 2024, Minitron, arXiv:2407.14679). A
+layer is as important as the divergence of the predictions without it; the least important goes, and
+the rest is measured anew (Kim et al., 2024, Shortened LLaMA, arXiv:2402.02834).
 """
 
 from __future__ import annotations
@@ -124,12 +124,10 @@ def shape_of(config: ModelConfig, share: float) -> tuple[int, int]:
         ffn = config.ffn * eighth // (8 * config.layers) // MULTIPLE * MULTIPLE
         if ffn and parameters(replace(config, layers=layers, ffn=ffn)) <= most:
             return layers, ffn
-    least = parameters(replace(config, layers=1, ffn=min(MULTIPLE, config.ffn))) / parameters(
-        config
-    )
+    least = parameters(replace(config, layers=1, ffn=min(MULTIPLE, config.ffn)))
     raise CompileError(
-        f"a student of {share:.0%} of the parameters: the embedding stays, so {least:.0%} is the "
-        "smallest there is"
+        f"a student of {share:.0%} of the parameters: the embedding stays, so "
+        f"{least / parameters(config):.0%} is the smallest there is"
     )
 
 

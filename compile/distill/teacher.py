@@ -96,8 +96,8 @@ class TransformersTeacher:
                 local_files_only=True,
                 **place,
             )
-        self._model: Any = model.eval().requires_grad_(False)
-        self._model.to(machine.device)
+        self._model: Any = model
+        self._model.eval().requires_grad_(False).to(machine.device)
 
     @torch.no_grad()
     def lesson(self, tokens: Tensor) -> Lesson:

@@ -1,11 +1,12 @@
 """The student learns what the teacher would say next; interrupted, it goes on to the same result.
 
-    student = train(student, teacher, tokens, Settings(steps=400), folder, machine)
-    student = train(student, teacher, tokens, Settings(steps=400), folder, machine, quantized=rounded)
+    settings = Settings(steps=400)
+    student = train(student, teacher, tokens, settings, folder, machine)
+    student = train(student, teacher, tokens, settings, folder, machine, quantized=rounded)
 
-The loss is the Kullback-Leibler divergence of the student's predictions from the teacher's over
-the whole vocabulary (Hinton et al., 2015, arXiv:1503.02531), and, for a pruned student, the distance
-of its layers' states from those of the layers it was cut from (Muralidharan et al., 2024, Minitron,
+The loss is the Kullback-Leibler divergence of the student's predictions from the teacher's over the
+whole vocabulary (Hinton et al., 2015, arXiv:1503.02531), and, for a pruned student, the distance of
+its layers' states from those of the layers it was cut from (Muralidharan et al., 2024, Minitron,
 arXiv:2407.14679). With ``quantized`` matrices are rounded as they are used, and come out as int4.
 """
 

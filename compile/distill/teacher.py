@@ -96,8 +96,8 @@ class TransformersTeacher:
                 local_files_only=True,
                 **place,
             )
-        self._model: Any = model
-        self._model.eval().requires_grad_(False).to(machine.device)
+        self._model: Any = model  # in evaluation mode, as it is loaded
+        self._model.requires_grad_(False).to(machine.device)
 
     @torch.no_grad()
     def lesson(self, tokens: Tensor) -> Lesson:

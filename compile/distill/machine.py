@@ -66,9 +66,9 @@ class Machine:
 
 
 def keep_memory() -> None:
-    """Let glibc keep what is freed: each step needs the same again, and fresh pages must be cleared.
+    """Let glibc keep what is freed: every step needs as much again, and fresh pages are cleared.
 
-    A quarter of a step's time otherwise, on a CPU. Elsewhere than with glibc it does nothing.
+    That takes a quarter of a step on a CPU. Without glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -56,14 +56,14 @@ def fetch_texts(folder: Path) -> Texts:
         (texts.heldout, ours, HELDOUT),
     ):
         if not path.exists():
-            content = "\n\n".join([*own, *map(excerpt, works)])
+            content = "\n\n".join([*own, *interleaved(map(excerpts, works))])
             with replacing(path) as file:
                 file.write(f"{content}\n".encode())
     return texts
 
 
-def excerpt(work: Work) -> str:
-    """The work's passages, its package fetched and unpacked in a temporary folder."""
+def excerpts(work: Work) -> list[str]:
+    """The work's passages; its package is unpacked in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="edge-llm-texts-") as name:
         folder = Path(name)
         run(["env", "--chdir", name, "apt-get", "--quiet", "download", work.package])
@@ -74,7 +74,7 @@ def excerpt(work: Work) -> str:
             for path in sorted(folder.glob(work.files))
             for paragraph in work.read(content(path))
         )
-        return "\n\n".join(passages(list(paragraphs), work.characters))
+        return passages(list(paragraphs), work.characters)
 
 
 def content(path: Path) -> str:
@@ -99,20 +99,30 @@ def prose(paragraphs: Iterable[str]) -> Iterator[str]:
 
 
 def passages(paragraphs: Sequence[str], characters: int) -> list[str]:
-    """About so many characters, in passages that begin evenly spaced; all if there are fewer."""
-    if sum(map(len, paragraphs)) <= characters:
-        return list(paragraphs)
-    starts, at = [], 0
-    for paragraph in paragraphs:  # where each begins, in characters
-        starts.append(at)
-        at += len(paragraph)
-    count = max(1, round(characters / PASSAGE))
-    chosen = []
-    for begin, paragraph in zip(starts, paragraphs, strict=True):
-        # Of every count-th part of the work, what begins in its first PASSAGE characters.
-        if begin * count % at < PASSAGE * count:
-            chosen.append(paragraph)
-    return chosen
+    """Passages of about PASSAGE characters that begin evenly spaced; none repeats another's end.
+
+    Args:
+        paragraphs: the work.
+        characters: what the passages have together, about; less where the work has less.
+    """
+    size = sum(map(len, paragraphs))
+    count = max(1, min(characters, size) // PASSAGE)
+    chosen: list[list[str]] = [[] for _ in range(count)]
+    begin = 0
+    for paragraph in paragraphs:
+        part, place = divmod(begin * count, size)  # the work in count parts; place: in 1 / count
+        if place < PASSAGE * count:
+            chosen[part].append(paragraph)
+        begin += len(paragraph)
+    return ["\n\n".join(passage) for passage in chosen if passage]
+
+
+def interleaved(works: Iterable[Sequence[str]]) -> list[str]:
+    """The passages of all works in turns, so that any beginning is a mixture of all."""
+    placed = [
+        ((index + 0.5) / len(work), passage) for work in works for index, passage in enumerate(work)
+    ]
+    return [passage for _, passage in sorted(placed, key=lambda pair: pair[0])]
 
 
 def marked_up(text: str) -> Iterator[str]:

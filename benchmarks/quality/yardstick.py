@@ -15,8 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.evaluate.predictors import CheckpointPredictor
-from edge_llm.evaluation import Predictions
+from edge_llm.evaluation import Predictions, Predictor
 
 WINDOW = 512  # tokens that are seen at once
 
@@ -37,16 +36,17 @@ class Yardstick:
     logits: NDArray[np.float32]
 
     @classmethod
-    def of(cls, teacher: CheckpointPredictor, text: str, folder: Path) -> Yardstick:
+    def of(cls, teacher: Predictor, text: str, folder: Path) -> Yardstick:
         """The teacher's logits, computed once for these tokens and kept in ``folder``."""
         ids = np.array(teacher.encode(text), np.int32)
         tokens = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)
         path = folder / f"teacher-{digest(tokens)}.npy"
         if not path.exists():
             aside = path.with_suffix(".part")
-            shape = (*tokens.shape, teacher.vocabulary)
-            logits = np.lib.format.open_memmap(aside, "w+", np.float32, shape)
-            for window, row in zip(logits, tokens, strict=True):
+            first = teacher.logits(tokens[0].tolist())
+            logits = np.lib.format.open_memmap(aside, "w+", np.float32, (len(tokens), *first.shape))
+            logits[0] = first
+            for window, row in zip(logits[1:], tokens[1:], strict=True):
                 window[:] = teacher.logits(row.tolist())
             logits.flush()
             aside.replace(path)

@@ -1,7 +1,7 @@
 /* What llama.cpp predicts, of every token:
      logits MODEL.gguf THREADS WINDOW < tokens > logits
-   Reads windows of WINDOW int32 tokens; writes float32 [WINDOW, vocabulary] for each, in turn. Each
-   window is a text of its own. */
+   Writes the size of the vocabulary, int32; then reads windows of WINDOW int32 tokens, each a text
+   of its own, and writes float32 [WINDOW, vocabulary] for each. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,7 +32,9 @@ int main(int argc, char **argv) {
     of_context.n_threads = of_context.n_threads_batch = threads;
     struct llama_context *context = llama_init_from_model(model, of_context);
     if (!context) return failed("no context could be made");
-    const size_t vocabulary = (size_t)llama_vocab_n_tokens(llama_model_get_vocab(model));
+    const int32_t vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    fwrite(&vocabulary, sizeof(vocabulary), 1, stdout);
+    fflush(stdout);
 
     struct llama_batch batch = llama_batch_init(window, 0, 1);
     batch.n_tokens = window;
@@ -45,7 +47,7 @@ int main(int argc, char **argv) {
     while (fread(batch.token, sizeof(int32_t), (size_t)window, stdin) == (size_t)window) {
         llama_memory_clear(llama_get_memory(context), true);
         if (llama_decode(context, batch)) return failed("llama_decode failed");
-        const size_t count = (size_t)window * vocabulary;
+        const size_t count = (size_t)window * (size_t)vocabulary;
         if (fwrite(llama_get_logits(context), sizeof(float), count, stdout) != count)
             return failed("nobody reads the logits");
         fflush(stdout);

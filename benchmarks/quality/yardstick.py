@@ -1,7 +1,7 @@
 """The held-out tokens and what the teacher says of them: what every model is held against.
 
-yardstick = Yardstick.of(teacher, heldout, folder)
-yardstick.measure(model.logits)["kl_mean"]
+yardstick = Yardstick.of(teacher, heldout, folder, report)
+yardstick.measure(model.logits, "our model", report)["kl_mean"]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edge_llm.evaluation import Predictions, Predictor
 WINDOW = 512  # tokens that are seen at once
 
 Logits: TypeAlias = Callable[[Sequence[int]], NDArray[np.float32]]
-Report: TypeAlias = Callable[[int, int], None]  # windows done, of how many
+Report: TypeAlias = Callable[[str, float], None]  # what is measured, and the share that is done
 
 
 @dataclass(frozen=True)
@@ -36,31 +36,33 @@ class Yardstick:
     logits: NDArray[np.float32]
 
     @classmethod
-    def of(cls, teacher: Predictor, text: str, folder: Path) -> Yardstick:
+    def of(cls, teacher: Predictor, text: str, folder: Path, report: Report) -> Yardstick:
         """The teacher's logits, computed once for these tokens and kept in ``folder``."""
         ids = np.array(teacher.encode(text), np.int32)
         tokens = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)
         path = folder / f"teacher-{digest(tokens)}.npy"
         if not path.exists():
             aside = path.with_suffix(".part")
-            first = teacher.logits(tokens[0].tolist())
-            logits = np.lib.format.open_memmap(aside, "w+", np.float32, (len(tokens), *first.shape))
-            logits[0] = first
-            for window, row in zip(logits[1:], tokens[1:], strict=True):
-                window[:] = teacher.logits(row.tolist())
-            logits.flush()
+            kept = None
+            for done, window in enumerate(tokens):
+                report("teacher", done / len(tokens))
+                logits = teacher.logits(window.tolist())
+                if kept is None:
+                    shape = (len(tokens), *logits.shape)
+                    kept = np.lib.format.open_memmap(aside, "w+", np.float32, shape)
+                kept[done] = logits
+            report("teacher", 1.0)
             aside.replace(path)
         return cls(tokens, np.load(path, mmap_mode="r"))
 
-    def measure(
-        self, logits: Logits, report: Report = lambda _done, _all: None
-    ) -> dict[str, float]:
+    def measure(self, logits: Logits, name: str, report: Report) -> dict[str, float]:
         """A model's distance from the teacher, as ``Predictions.summary`` names its figures."""
         predictions = Predictions()
         for done, (row, reference) in enumerate(zip(self.tokens, self.logits, strict=True)):
-            report(done, len(self.tokens))
-            ids = row.tolist()
-            predictions.add(ids, logits(ids), reference)
+            report(name, done / len(self.tokens))
+            window = row.tolist()
+            predictions.add(window, logits(window), reference)
+        report(name, 1.0)
         return predictions.summary()
 
 

@@ -50,20 +50,23 @@ def llama_cpp(shop: Workshop) -> Iterator[Candidate]:
     float32, imatrix, logits = float32_teacher(shop), importance(shop), logits_program(shop)
     for variant in VARIANTS:
         *options, kind = variant.split()
-        command = (program(shop, "llama-quantize"), "--imatrix", imatrix, *options, float32)
-        path = shop.made(
-            f"{variant.replace('--', '').replace(' ', '-')}.gguf",
-            (float32, imatrix),
-            lambda aside, command=command, kind=kind: run(words(*command, aside, kind)),
-        )
+        path = quantized(shop, float32, imatrix, variant)
         yield Candidate(
-            name=f"{LLAMA_CPP} {' '.join([kind, *options])}",
+            name=" ".join([LLAMA_CPP, kind, *options]),
             maker=LLAMA_CPP,
             made=f"llama-quantize --imatrix … {variant}",
             storage=storage_of_gguf(path),
             weights=partial(open_checkpoint, path),
             program=partial(running, logits, path),
         )
+
+
+def quantized(shop: Workshop, float32: Path, imatrix: Path, variant: str) -> Path:
+    """A variant of the teacher, made unless it is there."""
+    *options, kind = variant.split()
+    command = (program(shop, "llama-quantize"), "--imatrix", imatrix, *options, float32)
+    name = f"{variant.replace('--', '').replace(' ', '-')}.gguf"
+    return shop.made(name, (float32, imatrix), lambda aside: run(words(*command, aside, kind)))
 
 
 def float32_teacher(shop: Workshop) -> Path:

@@ -13,7 +13,9 @@ from math import prod
 from pathlib import Path
 from typing import TypeAlias
 
-from compile.checkpoint import Q4, Q8, Checkpoint
+import numpy as np
+
+from compile.checkpoint import Checkpoint
 from compile.gguf_file import read_gguf
 from compile.quantize.formats import MatrixFormat
 
@@ -44,11 +46,10 @@ def storage_of(checkpoint: Checkpoint) -> Storage:
 
     def matrices() -> Iterable[tuple[str, Matrices]]:
         for tensor in map(checkpoint.tensor, checkpoint.names()):
-            weights = prod(tensor.shape)
-            if isinstance(tensor, Q4 | Q8):
-                kind = MatrixFormat.of(tensor)
-                yield str(kind), Matrices(weights, round(weights * kind.bits_per_weight))
-            elif len(tensor.shape) > 1:
+            weights, form = prod(tensor.shape), MatrixFormat.of(tensor)
+            if form is not None:
+                yield str(form), Matrices(weights, round(weights * form.bits_per_weight))
+            elif isinstance(tensor, np.ndarray) and tensor.ndim > 1:
                 yield tensor.dtype.name, Matrices(weights, 8 * tensor.nbytes)
 
     return summed(matrices())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from benchmarks.quality.report import (
     write_report,
 )  # fmt: skip
 from benchmarks.quality.texts import Texts, fetch_texts
-from benchmarks.quality.yardstick import Yardstick, digest
+from benchmarks.quality.yardstick import Yardstick, short_hash
 from benchmarks.speed.machine import machine
 from benchmarks.speed.models import SOURCE
 from benchmarks.speed.workbench import PROJECT, Workbench
@@ -103,15 +102,10 @@ def settings(bench: Workbench, texts: Texts, yardstick: Yardstick) -> dict[str, 
     windows, size = yardstick.tokens.shape
     return {
         "Teacher": f"{SOURCE}, its weights in float32",
-        "Held out": f"{windows} windows of {size} tokens, {digest(yardstick.tokens)}",
-        "Calibration": f"a text of other works, {text_digest(texts.calibration)}",
+        "Held out": f"{windows} windows of {size} tokens, {short_hash(yardstick.tokens.tobytes())}",
+        "Calibration": f"a text of other works, {short_hash(texts.calibration.read_bytes())}",
         **{name: on[name] for name in ("CPU", "edge-llm", "llama.cpp")},
     }
-
-
-def text_digest(path: Path) -> str:
-    """A short name for a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 if __name__ == "__main__":

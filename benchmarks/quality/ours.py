@@ -17,7 +17,7 @@ import click
 import edge_llm
 from benchmarks.quality.candidate import OURS, Candidate, Workshop, words
 from benchmarks.quality.storage import storage_of
-from benchmarks.quality.yardstick import Logits
+from benchmarks.quality.yardstick import Logits, short_hash
 from benchmarks.speed.models import compiled
 from benchmarks.speed.workbench import PROJECT, run
 from compile.evaluate.predictors import Remembered
@@ -57,7 +57,8 @@ def distilled(shop: Workshop) -> Iterator[Candidate]:
 
 def by_recipe(shop: Workshop, name: str) -> Iterator[Candidate]:
     """What a recipe makes of the teacher."""
-    recipe, work = RECIPES / f"{name}.toml", shop.folder / f"{name}.work"
+    recipe = RECIPES / f"{name}.toml"
+    work = shop.folder / f"{name}-{short_hash(recipe.read_bytes())}.work"
     command = (sys.executable, "-m", "compile", shop.teacher, "--recipe", recipe, "--work", work)
     artifact = shop.folder / f"{name}.edge"
     run(words(*command, "--target", "native", "-o", artifact), RECIPE_SECONDS)
@@ -65,7 +66,7 @@ def by_recipe(shop: Workshop, name: str) -> Iterator[Candidate]:
 
 
 def last_weights(work: Path) -> Path:
-    """The weights that the last step of a work folder left."""
+    """The weights that the last step of one recipe's work folder left."""
     steps = sorted(work.glob("*/done.json"), key=lambda path: path.stat().st_mtime)
     weights = [step.with_name("weights.safetensors") for step in steps]
     left = [path for path in weights if path.exists()]

@@ -40,7 +40,7 @@ class Yardstick:
         """The teacher's logits, computed once for these tokens and kept in ``folder``."""
         ids = np.array(teacher.encode(text), np.int32)
         tokens = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)
-        path = folder / f"teacher-{digest(tokens)}.npy"
+        path = folder / f"teacher-{short_hash(tokens.tobytes())}.npy"
         if not path.exists():
             aside = path.with_suffix(".part")
             kept = None
@@ -66,6 +66,6 @@ class Yardstick:
         return predictions.summary()
 
 
-def digest(tokens: NDArray[np.int32]) -> str:
-    """A short name for exactly these tokens."""
-    return hashlib.sha256(tokens.tobytes()).hexdigest()[:12]
+def short_hash(content: bytes) -> str:
+    """A name for exactly these bytes."""
+    return hashlib.sha256(content).hexdigest()[:12]

@@ -1,7 +1,7 @@
 """ggml's storage of weights, decoded: Q4_0, Q4_1 and Q8_0 to the same integers and scales.
 
-The layouts are those of block_q4_0, block_q4_1 and block_q8_0 in ggml-common.h. The K types have
-no counterpart in our formats and become float32, by the gguf package.
+The layouts are those of block_q4_0, block_q4_1 and block_q8_0 in ggml-common.h. The other
+types have no counterpart in our formats and become float32, by the gguf package.
 """
 
 from __future__ import annotations
@@ -90,6 +90,10 @@ DECODERS: MappingProxyType[str, Callable[[Bytes], Tensor]] = MappingProxyType(
         "Q8_0": _q8_0,
         "Q4_0": _q4_0,
         "Q4_1": _q4_1,
+        "Q5_0": _dequantized("Q5_0"),
+        "Q5_1": _dequantized("Q5_1"),
+        "IQ4_NL": _dequantized("IQ4_NL"),
+        "IQ4_XS": _dequantized("IQ4_XS"),
         "Q4_K": _dequantized("Q4_K"),
         "Q5_K": _dequantized("Q5_K"),
         "Q6_K": _dequantized("Q6_K"),

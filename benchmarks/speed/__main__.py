@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks.options import only
 from benchmarks.speed.machine import machine
 from benchmarks.speed.parts import PARTS
 from benchmarks.speed.report import (
@@ -27,20 +28,8 @@ PICTURE = PROJECT / "benchmarks" / "speed" / "picture.py"
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-def chosen_parts(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
-    """The parts that ``--only`` names, in the order of PARTS; all without it."""
-    names = [name.strip() for name in value.split(",")] if value else list(PARTS)
-    for name in names:
-        if name not in PARTS:
-            raise click.BadParameter(f"no part is called {name!r}; there are {', '.join(PARTS)}")
-    return [name for name in PARTS if name in names]
-
-
 @click.command()
-@click.option(
-    "--only", metavar="PART,…", default="", callback=chosen_parts,
-    help=f"Measure these only: {', '.join(PARTS)}.",
-)  # fmt: skip
+@only(PARTS)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, metavar="N")
 @click.option(
     "--peers", type=FOLDER, default=PROJECT / ".cache" / "bench", metavar="FOLDER",

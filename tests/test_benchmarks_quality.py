@@ -228,7 +228,7 @@ def test_llama_cpp_is_asked_window_by_window(
 @pytest.fixture
 def shop(tmp_path: Path) -> Workshop:
     write_tiny_gguf(tmp_path / "tiny.gguf")
-    files = Texts(tmp_path / "calibration.txt", tmp_path / "heldout.txt")
+    files = Texts(*(tmp_path / f"{name}.txt" for name in ("calibration", "training", "heldout")))
     return Workshop(Workbench(tmp_path), tmp_path, tmp_path / "tiny.gguf", files)
 
 
@@ -355,7 +355,7 @@ def test_chosen_parts_are_measured_and_join_the_others(
     held.write_text(" ".join(CORPUS), encoding="utf-8")
     monkeypatch.setattr(yardstick, "WINDOW", 16)
     monkeypatch.setattr(cli, "WORK", tmp_path)
-    monkeypatch.setattr(cli, "fetch_texts", lambda _folder: Texts(held, held))
+    monkeypatch.setattr(cli, "fetch_texts", lambda _folder: Texts(held, held, held))
     monkeypatch.setattr(cli, "resolve", lambda _source, progress: gguf)
     machine = dict.fromkeys(("CPU", "edge-llm", "llama.cpp"), "this")
     monkeypatch.setattr(cli, "machine", lambda _bench: machine)

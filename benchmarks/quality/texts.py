@@ -1,6 +1,6 @@
-"""English to calibrate with and English held out, of different works, fetched as Debian packages.
+"""English to calibrate with, to train on, and held out, fetched as Debian packages.
 
-texts = fetch_texts(Path(".cache/quality"))     # makes calibration.txt and heldout.txt there
+texts = fetch_texts(Path(".cache/quality"))     # makes calibration.txt and the others there
 texts.heldout.read_text()
 """
 
@@ -10,7 +10,7 @@ import gzip
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TypeAlias
@@ -40,19 +40,21 @@ class Work:
 
 @dataclass(frozen=True)
 class Texts:
-    """The two files; they have no work in common."""
+    """The files; the held-out text has no work in common with the others."""
 
     calibration: Path
+    training: Path  # more of the calibration's works
     heldout: Path
 
 
 def fetch_texts(folder: Path) -> Texts:
     """The texts in ``folder``, made there the first time; needs apt-get and its network."""
-    texts = Texts(folder / "calibration.txt", folder / "heldout.txt")
+    texts = Texts(*(folder / f"{name}.txt" for name in ("calibration", "training", "heldout")))
     folder.mkdir(parents=True, exist_ok=True)
     ours = [(PROJECT / "tests/data" / name).read_text(encoding="utf-8").strip() for name in OURS]
     for path, own, works in (
         (texts.calibration, [], CALIBRATION),
+        (texts.training, [], [replace(work, characters=TRAINING) for work in CALIBRATION]),
         (texts.heldout, ours, HELDOUT),
     ):
         if not path.exists():
@@ -188,6 +190,7 @@ CALIBRATION = (
     Work("dict-foldoc", "usr/share/dictd/foldoc.dict.dz", dictionary, 90_000),
     Work("endless-sky-data", "usr/share/games/endless-sky/data/*.txt", dialogue, 110_000),
 )
+TRAINING = 1_400_000  # characters of each work, or all that it has
 HELDOUT = (
     Work("gnome-user-docs", "usr/share/help/C/gnome-help/*.page", marked_up, 14_000),
     Work("debian-history", "usr/share/doc/*/docs/detailed.en.html", marked_up, 13_000),

@@ -40,7 +40,7 @@ Report = Callable[[float], None]
 BETAS = (0.9, 0.95)  # of AdamW: gradients of a few thousand tokens change quickly
 LARGEST_GRADIENT = 1.0  # norm over all weights
 LAST_RATE = 0.05  # of the learning rate, at the end of the cosine
-SCALES_RATE = 0.1  # of the learning rate: a scale moves all the weights of its group
+SCALES_RATE = 0.03  # of the learning rate: a scale moves all the weights of its group
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Settings:
 
     steps: int
     batch: int = 2  # windows a step
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     warmup: float = 0.05  # share of the steps
     states: float = 0.0  # weight of the distance of states
     seed: int = 0

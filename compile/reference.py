@@ -6,17 +6,21 @@ what accuracy is measured against; ``Device`` is the arithmetic of the CPU targe
 
     reference = Reference(open_checkpoint(path), Exact())
     logits = reference.logits([1, 2, 3])        # float32 [3, vocab]
+
+    cache = Cache()                             # or a few tokens at a time
+    logits = [reference.logits([token], cache) for token in (1, 2, 3)]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from compile import numerics
-from compile.checkpoint import Q4, Q8, Checkpoint, Matrix, ModelConfig, Tensor
+from compile.checkpoint import Q4, Q8, Checkpoint, Matrix, Tensor
 from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.graph import Attention, Gate, Linear, Norm, Operation, Residual, Rope
@@ -34,7 +38,8 @@ class Arithmetic(Protocol):
 
     def gate(self, gate: F32, up: F32) -> F32: ...
 
-    def attention(self, q: F32, k: F32, v: F32) -> F32: ...
+    def attention(self, q: F32, k: F32, v: F32) -> F32:
+        """Queries [n, heads, d] of the last of t positions; k and v [t, kv_heads, d] of all."""
 
 
 class Exact:
@@ -57,13 +62,14 @@ class Exact:
         return np.asarray(gate / (1 + np.exp(-gate)) * up, np.float32)
 
     def attention(self, q: F32, k: F32, v: F32) -> F32:
-        n, heads, head_dim = q.shape
-        k, v = (np.repeat(a, heads // k.shape[1], axis=1) for a in (k, v))
-        score = np.einsum("nhd,thd->hnt", q, k) / np.float32(np.sqrt(head_dim))
-        score = np.where(np.tri(n, dtype=bool), score, np.float32(-np.inf))
+        n, _, head_dim = q.shape
+        t, kv_heads, _ = k.shape
+        q = q.reshape(n, kv_heads, -1, head_dim).transpose(1, 2, 0, 3)  # [kv_heads, share, n, d]
+        score = q @ k.transpose(1, 2, 0)[:, None] / np.float32(np.sqrt(head_dim))
+        score = np.where(np.tri(n, t, t - n, dtype=bool), score, np.float32(-np.inf))
         p = np.exp(score - score.max(-1, keepdims=True))
-        out: F32 = np.einsum("hnt,thd->nhd", p / p.sum(-1, keepdims=True), v)
-        return out.reshape(n, -1)
+        out: F32 = (p / p.sum(-1, keepdims=True)) @ v.transpose(1, 0, 2)[:, None]
+        return out.transpose(2, 0, 1, 3).reshape(n, -1)
 
 
 class Device:
@@ -95,10 +101,10 @@ class Device:
         rows = [
             numerics.attend(
                 (a[i], scale[i]),
-                (keys[0][: i + 1], keys[1][: i + 1]),
-                (values[0][: i + 1], values[1][: i + 1]),
+                (keys[0][:seen], keys[1][:seen]),
+                (values[0][:seen], values[1][:seen]),
             )
-            for i in range(n)
+            for i, seen in enumerate(range(len(k) - n + 1, len(k) + 1))
         ]
         return np.stack(rows).reshape(n, -1)
 
@@ -107,28 +113,55 @@ def dequantized(tensor: Tensor) -> F32:
     """Any tensor as float32."""
     if isinstance(tensor, Q4 | Q8):
         return tensor.dequantize()
-    return tensor.astype(np.float32)
+    return tensor.astype(np.float32, copy=False)
+
+
+@dataclass
+class Cache:
+    """What a sequence's next tokens need of those so far.
+
+    Attributes:
+        length: tokens so far.
+        layers: each layer's keys and values, float32 [length, kv_heads, head_dim].
+    """
+
+    length: int = 0
+    layers: dict[int | None, tuple[F32, F32]] = field(default_factory=dict)
+
+    def extended(self, layer: int | None, k: F32, v: F32) -> tuple[F32, F32]:
+        """The layer's keys and values with these behind them."""
+        if layer in self.layers:
+            before = self.layers[layer]
+            k, v = np.concatenate((before[0], k)), np.concatenate((before[1], v))
+        self.layers[layer] = k, v
+        return k, v
 
 
 class Reference:
-    """A checkpoint's decoder under one arithmetic; whole sequences, no cache."""
+    """A checkpoint's decoder under one arithmetic."""
 
     def __init__(self, checkpoint: Checkpoint, arithmetic: Arithmetic) -> None:
         self._checkpoint = checkpoint
         self._arithmetic = arithmetic
         self._graph = FAMILIES[checkpoint.config.family](checkpoint.config)
 
-    def logits(self, tokens: Sequence[int]) -> F32:
-        """float32 [len(tokens), vocab]: what follows each prefix of ``tokens``."""
+    def logits(self, tokens: Sequence[int], cache: Cache | None = None) -> F32:
+        """float32 [len(tokens), vocab]: what follows each prefix of ``tokens``.
+
+        They begin a sequence, or go on with the one in ``cache``, which they join.
+        """
         config = self._checkpoint.config
-        cos, sin = numerics.rope_tables(config.rope_frequencies, len(tokens))
+        cache = cache or Cache()
+        tables = numerics.rope_tables(config.rope_frequencies, cache.length + len(tokens))
+        rope = tables[0][cache.length :], tables[1][cache.length :]
         embedding = self._checkpoint.tensor(self._graph.embedding.weight)
         values: dict[str, F32] = {self._graph.embedding.out: embed(embedding, tokens)}
         for layer in range(config.layers):
             for operation in self._graph.layer:
-                self._apply(operation, layer, values, cos, sin, config)
+                self._apply(operation, layer, values, rope, cache)
         for operation in self._graph.output:
-            self._apply(operation, None, values, cos, sin, config)
+            self._apply(operation, None, values, rope, cache)
+        cache.length += len(tokens)
         return values["logits"]
 
     def _apply(
@@ -136,12 +169,13 @@ class Reference:
         operation: Operation,
         layer: int | None,
         values: dict[str, F32],
-        cos: F32,
-        sin: F32,
-        config: ModelConfig,
+        rope: tuple[F32, F32],
+        cache: Cache,
     ) -> None:
+        n, head_dim = len(rope[0]), self._checkpoint.config.head_dim
+
         def heads(name: str) -> F32:
-            return values[name].reshape(len(cos), -1, config.head_dim)
+            return values[name].reshape(n, -1, head_dim)
 
         def weight(name: str) -> Tensor:
             return self._checkpoint.tensor(name.format(layer=layer))
@@ -152,9 +186,10 @@ class Reference:
             case Linear(out, x, name):
                 values[out] = self._arithmetic.linear(values[x], weight(name))
             case Rope(x):
-                values[x] = self._arithmetic.rotate(heads(x), cos, sin).reshape(len(cos), -1)
+                values[x] = self._arithmetic.rotate(heads(x), *rope).reshape(n, -1)
             case Attention(out, q, k, v):
-                values[out] = self._arithmetic.attention(heads(q), heads(k), heads(v))
+                keys = cache.extended(layer, heads(k), heads(v))
+                values[out] = self._arithmetic.attention(heads(q), *keys)
             case Gate(out, gate, up):
                 values[out] = self._arithmetic.gate(values[gate], values[up])
             case Residual(x, y):

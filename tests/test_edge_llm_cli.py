@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 import edge_llm
 from edge_llm import cli
 from edge_llm.artifact import Artifact
-from edge_llm.evaluation import Distance, Score
 from edge_llm.model import Model
 from tests.conftest import TinyArtifact
 from tests.fake_executor import TOKENIZER, FakeExecutor, Language, babble, spelling
@@ -226,24 +225,6 @@ def test_eval_prints_the_perplexity_of_a_text(run: RunCli, tmp_path: Path) -> No
     assert run(*arguments[:-1])[1].split() == [
         "perplexity", f"{json.loads(out)['perplexity']:.6g}", "tokens", f"{tokens:.6g}",
     ]  # fmt: skip
-
-
-def test_the_distance_of_two_models_is_the_divergence_of_their_predictions() -> None:
-    distance = Distance()
-    p, q = np.array([0.5, 0.25, 0.25]), np.array([0.25, 0.5, 0.25])
-    reference = np.log(np.array([p, p, p])).astype(np.float32) + 7  # a shift means nothing
-    other = np.log(np.array([p, q, q])).astype(np.float32) - 3
-    distance.add(reference, other)
-    divergence = float((p * np.log(p / q)).sum())
-    assert distance.kl == pytest.approx([0, divergence, divergence], abs=1e-6)
-    assert distance.mean == pytest.approx(2 / 3 * divergence, abs=1e-6)
-    assert distance.top1 == pytest.approx(1 / 3)
-
-
-def test_a_token_held_impossible_makes_the_perplexity_infinite() -> None:
-    score = Score()
-    score.add(np.array([[0.0, -np.inf], [0.0, 0.0]], np.float32), [0, 1])
-    assert score.perplexity == math.inf
 
 
 # What goes wrong

@@ -7,7 +7,12 @@ stages. Values are float32 [tokens, size]; a tensor name holds ``{layer}`` where
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
+
+# Matrices of one kind are multiplied as one, or stand at the same place of every layer: they share
+# a format over all layers. The embedding and the output head, often the same, are one kind.
+Kind = Literal["qkv", "o", "gate_up", "down", "head"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Linear:
     out: str
     x: str
     weight: str
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -81,3 +87,14 @@ class Graph:
     embedding: Embedding
     layer: tuple[Operation, ...]
     output: tuple[Operation, ...]
+
+    def matrices(self, layers: int) -> dict[Kind, tuple[str, ...]]:
+        """The tensors of each kind, over so many layers; each once where two are tied."""
+        names: dict[Kind, dict[str, None]] = {kind: {} for kind in KINDS}
+        names["head"][self.embedding.weight] = None
+        for operations, times in ((self.layer, layers), (self.output, 1)):
+            for layer in range(times):
+                for op in operations:
+                    if isinstance(op, Linear):
+                        names[op.kind][op.weight.format(layer=layer)] = None
+        return {kind: tuple(each) for kind, each in names.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
@@ -23,9 +23,10 @@ from compile.importer import open_checkpoint
 from compile.lower.cpu.cache import PAGE_POSITIONS
 from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.pack import pack
-from compile.lower.cpu.plan import MAX_ROWS, MAX_THREADS, MatrixFormat, Plan
+from compile.lower.cpu.plan import MAX_ROWS, MAX_THREADS, Plan
 from compile.lower.cpu.step import Lowered, lower
-from compile.quantize.nearest import QuantizedCheckpoint, Recipe
+from compile.quantize.formats import Choices, Formats
+from compile.quantize.nearest import QuantizedCheckpoint
 from compile.sources import resolve
 from compile.tokenizer_json import compact
 from edge_llm import manifest as m
@@ -47,9 +48,7 @@ class Options:
     target: Target
     output: Path
     context: int | None = None
-    group: int | None = None
-    symmetric: bool | None = None
-    head_bits: int | None = None
+    formats: Choices = field(default_factory=Choices)
 
 
 def compile_model(options: Options, report: Report = lambda _stage, _done: None) -> m.Manifest:
@@ -77,26 +76,24 @@ def import_model(options: Options, report: Report) -> Checkpoint:
 def quantize(checkpoint: Checkpoint, options: Options, report: Report) -> QuantizedCheckpoint:
     """Decide the format of every matrix; weights are converted one by one when they are packed."""
     report("quantize", 0.0)
-    recipe = Recipe.of(checkpoint, options.group, options.symmetric, options.head_bits)
+    formats = Formats.of(checkpoint, options.formats)
     report("quantize", 1.0)
-    return QuantizedCheckpoint(checkpoint, recipe)
+    return QuantizedCheckpoint(checkpoint, formats)
 
 
 def make_plan(quantized: QuantizedCheckpoint, options: Options) -> Plan:
     """Sizes, formats and the place of every byte."""
-    config, recipe = quantized.config, quantized.recipe
+    config = quantized.config
     context = options.context or min(config.context, DEFAULT_CONTEXT)
     if not 1 <= context <= config.context:
         raise CompileError(
             f"context {context}: {config.name} was trained for 1 to {config.context} positions"
         )
-    layers = MatrixFormat(4, recipe.group, recipe.symmetric)
     plan = Plan(
         config=config,
         graph=FAMILIES[config.family](config),
         context=context,
-        format=layers,
-        head_format=layers if recipe.head_bits == 4 else MatrixFormat(8, 32, True),
+        formats=quantized.formats,
         layout=ISAS[options.target.isa].layout.NAME,
     )
     plan.check()
@@ -166,7 +163,7 @@ def generation(tokenizer: TokenizerFiles) -> bytes:
 
 def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.Manifest:
     """The manifest, all but its table of entries."""
-    config, recipe, target = plan.config, quantized.recipe, options.target
+    config, formats, target = plan.config, plan.formats, options.target
     made_with = versions()
     return m.Manifest(
         format=1,
@@ -188,9 +185,9 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
         numerics=m.Numerics(
             version=1,
             weights="int4",
-            group=cast(Literal[32, 64, 128], recipe.group),
-            symmetric=recipe.symmetric,
-            head="int4" if recipe.head_bits == 4 else "int8",
+            group=cast(Literal[32, 64, 128], formats.qkv.group),
+            symmetric=formats.qkv.symmetric,
+            head="int4" if formats.head.bits == 4 else "int8",
             activations="int8",
             kv="int8",
         ),

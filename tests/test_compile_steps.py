@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from compile.errors import CompileError, UnsupportedError
 from compile.importer import open_checkpoint
 from compile.pipeline import Options, compile_model
-from compile.quantize.nearest import QuantizedCheckpoint, Recipe
+from compile.quantize.formats import Choices, Formats, parse_kinds
+from compile.quantize.nearest import QuantizedCheckpoint
 from compile.reference import Device, Exact, Reference
 from edge_llm.artifact import Artifact
 from edge_llm.batch import Batch
@@ -47,6 +48,17 @@ MODELS: dict[str, tuple[dict[str, object], list[str]]] = {
         },
         ["--group", "128", "--head-bits", "4"],
     ),
+    "Q8_0-down-Q4_1": (
+        {"quantization": "Q8_0", "head_quantization": "Q4_1"},
+        ["--format", "down=int4-g32-asym"],
+    ),
+    "mixed": (
+        {"quantization": "F16", "width": 128, "ffn": 192, "heads": 4, "kv_heads": 2, "tied": False},
+        [
+            *("--format", "qkv=int8", "--format", "o=int4-g128", "--format", "gate_up=int4-g64"),
+            *("--format", "down=int4-g32-asym", "--format", "head=int4-g128-asym"),
+        ],
+    ),
 }
 
 
@@ -55,13 +67,15 @@ def reference(folder: Path, sizes: dict[str, object], options: list[str]) -> NDA
     path = folder / "model.gguf"
     write_tiny_gguf(path, **sizes)
     checkpoint = open_checkpoint(path)
-    recipe = Recipe.of(
-        checkpoint,
+    kinds = [text.split("=") for text in options[1::2] if "=" in text]
+    choices = Choices(
         group=int(options[options.index("--group") + 1]) if "--group" in options else None,
         symmetric=False if "--asymmetric" in options else None,
         head_bits=4 if "--head-bits" in options else None,
+        kinds=parse_kinds((kind, text) for kind, text in kinds),
     )
-    return Reference(QuantizedCheckpoint(checkpoint, recipe), Device()).logits(TOKENS)
+    formats = Formats.of(checkpoint, choices)
+    return Reference(QuantizedCheckpoint(checkpoint, formats), Device()).logits(TOKENS)
 
 
 @pytest.mark.slow
@@ -190,8 +204,8 @@ def test_what_cannot_be_compiled_is_named(tmp_path: Path) -> None:
     output = tmp_path / "out.edge"
     with pytest.raises(CompileError, match="context 100000"):
         compile_model(Options(str(model), TARGETS["rpi5"], output, context=100_000))
-    with pytest.raises(UnsupportedError, match="not a multiple of 64"):
-        compile_model(Options(str(model), TARGETS["rpi5"], output, group=64))
+    with pytest.raises(UnsupportedError, match="down have 96 columns, which is not a mult"):
+        compile_model(Options(str(model), TARGETS["rpi5"], output, formats=Choices(group=64)))
     with pytest.raises(CompileError, match="absent"):
         compile_model(Options(str(tmp_path / "absent.gguf"), TARGETS["rpi5"], output))
     assert list(tmp_path.iterdir()) == [model]

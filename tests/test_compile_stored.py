@@ -10,7 +10,8 @@ import pytest
 from compile.checkpoint import Q4, Q8, Checkpoint, Tensor
 from compile.errors import CompileError
 from compile.importer import open_checkpoint
-from compile.quantize.nearest import QuantizedCheckpoint, Recipe
+from compile.quantize.formats import Choices, Formats
+from compile.quantize.nearest import QuantizedCheckpoint
 from compile.stored import store
 from tests.tiny_model import write_tiny_gguf, write_tiny_huggingface
 
@@ -32,7 +33,9 @@ def arrays(tensor: Tensor) -> list[np.ndarray]:
 def test_what_is_stored_comes_back(
     tmp_path: Path, tiny: Checkpoint, symmetric: bool, head_bits: int
 ) -> None:
-    quantized = QuantizedCheckpoint(tiny, Recipe(32, symmetric, head_bits))
+    quantized = QuantizedCheckpoint(
+        tiny, Formats.of(tiny, Choices(symmetric=symmetric, head_bits=head_bits))
+    )
     store(tmp_path / "tiny.safetensors", quantized, {"made from": "tiny.gguf"})
     back = open_checkpoint(tmp_path / "tiny.safetensors")
     assert back.config == tiny.config

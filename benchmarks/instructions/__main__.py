@@ -16,6 +16,7 @@ import click
 from benchmarks.instructions.counter import Count, Counter, CountError
 from compile.errors import CompileError
 from compile.pipeline import Options, compile_model
+from compile.quantize.formats import Choices
 from edge_llm.artifact import Artifact
 from edge_llm.errors import EdgeLLMError
 from targets import TARGETS
@@ -41,7 +42,8 @@ def main(board: str, artifact: Path | None, blocks: int, as_json: bool) -> None:
         with tempfile.TemporaryDirectory(prefix="edge-llm-count-") as folder:
             if artifact is None:
                 artifact = Path(folder) / "smollm2.edge"
-                compile_model(Options(MODEL, TARGETS[board], artifact, symmetric=True))
+                formats = Choices(symmetric=True)
+                compile_model(Options(MODEL, TARGETS[board], artifact, formats=formats))
             with Counter(CPUS[board]) as counter, Artifact.open(artifact) as opened:
                 counts = {
                     "decode": counter.step(opened, 1, POSITION),

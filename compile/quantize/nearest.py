@@ -3,14 +3,13 @@
 Quantization is a view: tensors are converted when asked for, one at a time. What a file already
 holds in the wanted format (GGUF Q4_0, Q4_1, Q8_0) passes bit for bit.
 
-    quantized = QuantizedCheckpoint(checkpoint, Recipe())
+    quantized = QuantizedCheckpoint(checkpoint, Formats.of(checkpoint))
     quantized.tensor("model.layers.0.mlp.up_proj.weight")       # Q4
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,70 +17,21 @@ from numpy.typing import NDArray
 from compile.checkpoint import Q4, Q8, Checkpoint, Matrix, Tensor
 from compile.errors import CompileError
 from compile.families import FAMILIES
-from compile.graph import Linear
+from compile.quantize.formats import Formats, MatrixFormat
 
 SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest positive float16
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How matrices are quantized.
-
-    Attributes:
-        group: columns that share a scale: 32, 64 or 128.
-        symmetric: ``d·(q-8)``; otherwise ``d·q + m``.
-        head_bits: bits of the embedding and the output head, 4 or 8.
-    """
-
-    group: int = 32
-    symmetric: bool = True
-    head_bits: int = 8
-
-    def __post_init__(self) -> None:
-        if self.group not in (32, 64, 128):
-            raise CompileError(f"group size {self.group}: 32, 64 or 128 are supported")
-        if self.head_bits not in (4, 8):
-            raise CompileError(f"output head in {self.head_bits} bits: 4 or 8 are supported")
-
-    @classmethod
-    def of(
-        cls,
-        checkpoint: Checkpoint,
-        group: int | None = None,
-        symmetric: bool | None = None,
-        head_bits: int | None = None,
-    ) -> Recipe:
-        """What keeps a checkpoint's own 4-bit matrices as they are, with some choices given."""
-        first = checkpoint.tensor(linear_names(checkpoint)[0])
-        own = first if isinstance(first, Q4) else None
-        default = cls()
-        if symmetric is None:
-            symmetric = default.symmetric
-            if own is not None:
-                kinds = (checkpoint.tensor(name) for name in linear_names(checkpoint))
-                symmetric = all(isinstance(t, Q4) and t.minimum is None for t in kinds)
-        if group is None:
-            group = default.group if own is None else own.group
-        if head_bits is None:
-            heads = [checkpoint.tensor(name) for name in head_names(checkpoint)]
-            kept = all(
-                isinstance(t, Q4) and t.group == group and (t.minimum is None) == symmetric
-                for t in heads
-            )
-            head_bits = 4 if kept else default.head_bits
-        return cls(group, symmetric, head_bits)
-
-
 class QuantizedCheckpoint:
-    """A checkpoint whose matrices are all quantized by one recipe."""
+    """A checkpoint whose matrices are all quantized, each kind in its format."""
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    def __init__(self, checkpoint: Checkpoint, formats: Formats) -> None:
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
-        self.recipe = recipe
+        self.formats = formats
         self._checkpoint = checkpoint
-        self._linear = frozenset(linear_names(checkpoint))
-        self._head = frozenset(head_names(checkpoint))
+        matrices = FAMILIES[self.config.family](self.config).matrices(self.config.layers)
+        self._kinds = {name: kind for kind, names in matrices.items() for name in names}
 
     def names(self) -> Iterable[str]:
         """The checkpoint's names."""
@@ -90,31 +40,16 @@ class QuantizedCheckpoint:
     def tensor(self, name: str) -> Tensor:
         """One tensor, quantized if it is a matrix."""
         tensor = self._checkpoint.tensor(name)
-        if name in self._linear:
-            return quantize4(tensor, self.recipe.group, self.recipe.symmetric, name)
-        if name in self._head:
-            if self.recipe.head_bits == 4:
-                return quantize4(tensor, self.recipe.group, self.recipe.symmetric, name)
-            return quantize8(tensor, name)
+        if name in self._kinds:
+            return quantize(tensor, self.formats[self._kinds[name]], name)
         return tensor
 
 
-def head_names(checkpoint: Checkpoint) -> list[str]:
-    """The embedding and the output head, one and the same where they are tied."""
-    graph = FAMILIES[checkpoint.config.family](checkpoint.config)
-    output = next(op.weight for op in graph.output if isinstance(op, Linear))
-    return list(dict.fromkeys((graph.embedding.weight, output)))
-
-
-def linear_names(checkpoint: Checkpoint) -> list[str]:
-    """The matrices of all layers."""
-    graph = FAMILIES[checkpoint.config.family](checkpoint.config)
-    return [
-        op.weight.format(layer=layer)
-        for layer in range(checkpoint.config.layers)
-        for op in graph.layer
-        if isinstance(op, Linear)
-    ]
+def quantize(tensor: Tensor, form: MatrixFormat, name: str = "matrix") -> Matrix:
+    """Any matrix in a format; one that has it already is returned as it is."""
+    if form.bits == 8:
+        return quantize8(tensor, name)
+    return quantize4(tensor, form.group, form.symmetric, name)
 
 
 def quantize4(tensor: Tensor, group: int, symmetric: bool, name: str = "matrix") -> Q4:

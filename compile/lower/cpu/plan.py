@@ -12,7 +12,7 @@ from functools import cached_property
 
 from compile.checkpoint import ModelConfig
 from compile.errors import UnsupportedError
-from compile.graph import Graph, Linear, Norm
+from compile.graph import KINDS, Graph, Kind, Linear, Norm
 from compile.lower.cpu.cache import PageLayout
 from compile.lower.cpu.stages import (
     GateAndUp,
@@ -21,6 +21,7 @@ from compile.lower.cpu.stages import (
     Stage,
     fuse,
 )
+from compile.quantize.formats import Formats, MatrixFormat
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 ROWS = 16  # of a tile
@@ -28,15 +29,6 @@ MAX_ROWS = 128  # tokens of one step
 MAX_THREADS = 16
 MAX_QUERIES = 8  # of one KV head that attend together
 UNIT_TILES = 4  # of the widest unit: two of gate, two of up
-
-
-@dataclass(frozen=True)
-class MatrixFormat:
-    """How a matrix is quantized."""
-
-    bits: int
-    group: int
-    symmetric: bool
 
 
 @dataclass(frozen=True)
@@ -132,8 +124,7 @@ class Plan:
     config: ModelConfig
     graph: Graph
     context: int
-    format: MatrixFormat
-    head_format: MatrixFormat
+    formats: Formats
     layout: str  # of tiles: "quads", "stacked" or "pairs"
 
     @cached_property
@@ -199,21 +190,17 @@ class Plan:
             if isinstance(stage, ProjectAndCache | GateAndUp):
                 shape = (config.layers, config.width)
                 norms[stage.norm.weight] = layout.add(norm_name(stage), "float32", shape)
-            if (shape2 := self.matrix_shape(stage)) is not None:
-                name = matrix_name(stage)
-                matrices.append(self._matrix(layout, name, config.layers, *shape2, self.format))
+            if (kind := matrix_kind(stage)) is not None:
+                matrices.append(self._matrix(layout, LAYER_MATRICES[kind], kind, config.layers))
         norm, _ = self.output
         norms[norm.weight] = layout.add("norm", "float32", (1, config.width))
-        shape2 = (self.padded_vocab, config.width)
-        head_plan = self._matrix(layout, "output", 1, *shape2, self.head_format)
-        embedding = head_plan
-        if not config.tied:
-            embedding = self._matrix(layout, "embedding", 1, *shape2, self.head_format)
+        head = self._matrix(layout, "output", "head", 1)
+        embedding = head if config.tied else self._matrix(layout, "embedding", "head", 1)
         half = (self.context, config.head_dim // 2)
         cos, sin = (layout.add(name, "float32", half) for name in ("rope.cos", "rope.sin"))
         return WeightPlan(
             tuple(matrices),
-            head_plan,
+            head,
             embedding,
             norms,
             cos,
@@ -256,30 +243,21 @@ class Plan:
             size=layout.size,
         )
 
-    def matrix_shape(self, stage: Stage) -> tuple[int, int] | None:
-        """Rows and columns of a stage's matrix in one layer."""
+    def matrix_shape(self, kind: Kind) -> tuple[int, int]:
+        """Rows and columns of a kind's matrix: of one layer, of the head or the embedding."""
         config = self.config
         heads = config.heads * config.head_dim
-        match stage:
-            case ProjectAndCache():
-                return heads + 2 * config.kv_heads * config.head_dim, config.width
-            case ProjectAndAdd(of_gate=False):
-                return config.width, heads
-            case GateAndUp():
-                return 2 * config.ffn, config.width
-            case ProjectAndAdd():
-                return config.width, config.ffn
-        return None
+        shapes: dict[Kind, tuple[int, int]] = {
+            "qkv": (heads + 2 * config.kv_heads * config.head_dim, config.width),
+            "o": (config.width, heads),
+            "gate_up": (2 * config.ffn, config.width),
+            "down": (config.width, config.ffn),
+            "head": (self.padded_vocab, config.width),
+        }
+        return shapes[kind]
 
-    def _matrix(
-        self,
-        layout: Layout,
-        name: str,
-        layers: int,
-        rows: int,
-        columns: int,
-        form: MatrixFormat,
-    ) -> MatrixPlan:
+    def _matrix(self, layout: Layout, name: str, kind: Kind, layers: int) -> MatrixPlan:
+        (rows, columns), form = self.matrix_shape(kind), self.formats[kind]
         tiles = (layers, rows // ROWS)
         data = (*tiles, columns // 32, 64 * form.bits)
         scales = (*tiles, columns // form.group, ROWS)
@@ -300,9 +278,6 @@ class Plan:
             ("width", config.width, 32),
             ("head size", config.head_dim, 32),
             ("feed-forward size", config.ffn, 32),
-            ("width", config.width, self.format.group),
-            ("feed-forward size", config.ffn, self.format.group),
-            ("heads times head size", config.heads * config.head_dim, self.format.group),
             ("query heads", config.heads, config.kv_heads),
         ):
             if value % multiple:
@@ -310,20 +285,36 @@ class Plan:
                     f"{config.name}: {what} {value} is not a multiple of {multiple}, "
                     "which the CPU kernels need"
                 )
+        for kind in KINDS:
+            (_, columns), form = self.matrix_shape(kind), self.formats[kind]
+            if columns % form.group:
+                raise UnsupportedError(
+                    f"{config.name}: rows of {kind} have {columns} columns, which is not a "
+                    f"multiple of {form.group}: choose another format than {form}"
+                )
 
 
-def matrix_name(stage: Stage) -> str:
-    """The name of a stage's matrix in the artifact's tensor table."""
+# Names of the layers' matrices in the artifact's tensor table.
+LAYER_MATRICES: dict[Kind, str] = {
+    "qkv": "layers.attention.qkv",
+    "o": "layers.attention.output",
+    "gate_up": "layers.feed_forward.gate_up",
+    "down": "layers.feed_forward.down",
+}
+
+
+def matrix_kind(stage: Stage) -> Kind | None:
+    """The kind of a stage's matrix, if it has one."""
     match stage:
         case ProjectAndCache():
-            return "layers.attention.qkv"
+            return "qkv"
         case ProjectAndAdd(of_gate=False):
-            return "layers.attention.output"
+            return "o"
         case GateAndUp():
-            return "layers.feed_forward.gate_up"
+            return "gate_up"
         case ProjectAndAdd():
-            return "layers.feed_forward.down"
-    raise ValueError(f"{stage} has no matrix")
+            return "down"
+    return None
 
 
 def norm_name(stage: ProjectAndCache | GateAndUp) -> str:
@@ -334,5 +325,5 @@ def norm_name(stage: ProjectAndCache | GateAndUp) -> str:
 
 def matrix_stages(plan: Plan) -> Iterator[tuple[Stage, MatrixPlan]]:
     """A layer's stages that have a matrix, each with its plan."""
-    stages = [stage for stage in plan.stages if plan.matrix_shape(stage) is not None]
+    stages = [stage for stage in plan.stages if matrix_kind(stage) is not None]
     yield from zip(stages, plan.weights.matrices, strict=True)

@@ -57,19 +57,19 @@ def fuse(operations: tuple[Operation, ...]) -> tuple[Stage, ...]:
     match operations:
         case (
             Norm(h1, x1),
-            Linear(q, hq, wq),
-            Linear(k, hk, wk),
-            Linear(v, hv, wv),
+            Linear(q, hq, wq, "qkv"),
+            Linear(k, hk, wk, "qkv"),
+            Linear(v, hv, wv, "qkv"),
             Rope(rq),
             Rope(rk),
             Attention(a, aq, ak, av),
-            Linear(o, xo, wo),
+            Linear(o, xo, wo, "o"),
             Residual(x2, yo),
             Norm(h2, x3),
-            Linear(gate, hg, wg),
-            Linear(up, hu, wu),
+            Linear(gate, hg, wg, "gate_up"),
+            Linear(up, hu, wu, "gate_up"),
             Gate(m, gg, gu),
-            Linear(down, xd, wd),
+            Linear(down, xd, wd, "down"),
             Residual(x4, yd),
         ) if (
             (hq, hk, hv) == (h1,) * 3

@@ -71,4 +71,5 @@ def picked(tokens: Tokens, most: int, seed: int) -> Tokens:
     """Sequences from everywhere in the data, at least one and at most ``most`` tokens."""
     count = min(len(tokens), max(1, most // tokens.shape[1]))
     chosen = np.random.default_rng(seed).choice(len(tokens), count, replace=False)
-    return tokens[np.sort(chosen)]
+    sequences: Tokens = tokens[np.sort(chosen)]
+    return sequences

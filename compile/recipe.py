@@ -285,7 +285,7 @@ def checked(spec: Field[Any], hint: Any, value: Any) -> Any:
 
 def nearest(word: str, known: Mapping[str, object]) -> str:
     """Advice for a word that is not known."""
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
 
 

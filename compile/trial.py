@@ -1,8 +1,8 @@
 """What a model makes of text it has not seen, and what it answers: measured, and quoted.
 
-    predictions = compare(student, teacher, sequences)
-    predictions.summary()["kl_mean"]
-    answers(student, ["What is the capital of France?"], 48)
+predictions = compare(student, teacher, sequences)
+predictions.summary()["kl_mean"]
+answers(student, ["What is the capital of France?"], 48)
 """
 
 from __future__ import annotations

@@ -1,0 +1,128 @@
+"""Recipes: what they may say, and in which words a wrong one is refused."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compile.errors import CompileError
+from compile.recipe import TABLES, Budget, Data, Recipe, Student, Training, read_recipe
+from targets import BOARDS, TARGETS
+
+
+def recipe(folder: Path, text: str) -> Recipe:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_recipe(path)
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(CompileError) as caught:
+        recipe(folder, text)
+    message = str(caught.value)
+    assert message.startswith(f"{folder}/recipe.toml")
+    assert "\n" not in message
+    return message.removeprefix(f"{folder}/recipe.toml")
+
+
+def test_an_empty_recipe_is_one(tmp_path: Path) -> None:
+    assert recipe(tmp_path, "") == Recipe()
+
+
+def test_all_of_it(tmp_path: Path) -> None:
+    given = recipe(
+        tmp_path,
+        """
+        [data]
+        text = ["a.txt", "/tmp/b.txt"]
+        tokens = 1_000_000
+        [student]
+        layers = 20
+        ffn = 1024
+        [distill]
+        steps = 100
+        learning_rate = 1e-3
+        [finetune]
+        steps = 50
+        batch = 4
+        [budget]
+        fits = "rpi-zero2w"
+        context = 1024
+        [evaluate]
+        prompts = "Hello?"
+        """,
+    )
+    assert given.data == Data(text=(tmp_path / "a.txt", Path("/tmp/b.txt")), tokens=1_000_000)
+    assert given.student == Student(layers=20, ffn=1024)
+    assert given.distill == Training(100, learning_rate=1e-3)
+    assert given.finetune == Training(50, batch=4)
+    assert given.budget == Budget(fits="rpi-zero2w", context=1024)
+    assert given.evaluate.prompts == ("Hello?",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data]\n\nlenght = 5", ":3: [data] lenght: unknown key; did you mean length?"),
+        ("data.lenght = 5", ":1: [data] lenght: unknown key; did you mean length?"),
+        ("[data]\n[studnet]", ":2: [studnet]: unknown table; did you mean student?"),
+        ("steps = 5", ":1: [steps]: unknown table; known are data, student, distill, "),
+        ("data = 5", ":1: [data]: must be a table, as in [data]"),
+        ("[data]\nlength = 4", ":2: [data] length: must be an integer from 8 to 65536"),
+        ("[data]\nlength = true", ":2: [data] length: must be an integer from 8 to 65536"),
+        ("[data]\nlength = 8.5", ":2: [data] length: must be an integer from 8 to 65536"),
+        ("[data]\ntext = 1", ":2: [data] text: must be a text or a list of texts"),
+        ("[data]\ntext = ['']", ":2: [data] text: must be a text or a list of texts"),
+        ("[distill]\nbatch = 2", ":1: [distill] steps: missing"),
+        ("[distill]\nsteps = 2", ":1: [distill]: the student is the teacher"),
+        ("[student]\nlayers = 2", ":1: [student]: a pruned student must learn: add [distill]"),
+        ("[student]", ":1: [student]: give parameters, or layers and ffn"),
+        ("[student]\nffn = 100\nlayers = 2", ":2: [student] ffn: must be a multiple of 32"),
+        ("[student]\nparameters = nan", ":2: [student] parameters: must be a number from 0.05"),
+        ("[student]\nparameters = 0.5\nlayers = 2", ":2: [student] parameters: or layers and ffn"),
+        ("[quantize]\nmethod = 'best'", ":2: [quantize] method: must be one of calibrated, near"),
+        ("[quantize]\ngroup = '32'", ":2: [quantize] group: must be one of 32, 64, 128"),
+        ("[quantize]\nsymmetric = 1", ":2: [quantize] symmetric: must be true or false"),
+        ("[budget]", ":1: [budget]: give one of bits_per_weight, megabytes, fits; found none"),
+        ("[budget]\nfits = 'rpi9'", ":2: [budget] fits: must be one of rpi-zero2w, rpi3, "),
+        ("[budget]\nmegabytes = 5\nbits_per_weight = 5", "found bits_per_weight and megabytes"),
+        ("[budget]\nmegabytes = 5\ncontext = 5", ":3: [budget] context: goes with fits"),
+        ("[quantize]\ngroup = 32\n[budget]\nmegabytes = 5", ":3: [budget]: chooses the formats"),
+        ("[data", ": is not TOML: "),
+    ],
+)
+def test_refusals_say_where_and_what(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refusal(tmp_path, text)
+
+
+@given(
+    table=st.sampled_from(sorted(TABLES)),
+    key=st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12),
+)
+def test_no_key_is_ignored(tmp_path_factory: pytest.TempPathFactory, table: str, key: str) -> None:
+    if key in {f.name for f in fields(TABLES[table])}:
+        return
+    folder = tmp_path_factory.getbasetemp()
+    assert f":2: [{table}] {key}: unknown key" in refusal(folder, f"[{table}]\n{key} = 1\n")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"cannot read .*recipe\.toml: No such file"):
+        read_recipe(tmp_path / "recipe.toml")
+    (tmp_path / "recipe.toml").write_bytes(b"\xff")
+    with pytest.raises(CompileError, match="is not UTF-8"):
+        read_recipe(tmp_path / "recipe.toml")
+    (tmp_path / "recipe.toml").write_bytes(b"#" * (1 << 21))
+    with pytest.raises(CompileError, match="is that a recipe"):
+        read_recipe(tmp_path / "recipe.toml")
+
+
+def test_boards_have_targets_and_memory_to_spare() -> None:
+    for name, board in BOARDS.items():
+        assert board.name == name
+        assert board.target in TARGETS
+        assert board.usable > 0

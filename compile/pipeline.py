@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from compile.build import build, versions
 from compile.checkpoint import Checkpoint, ModelConfig, TokenizerFiles
 from compile.errors import CompileError
 from compile.families import FAMILIES
+from compile.graph import KINDS
 from compile.importer import open_checkpoint
 from compile.lower.cpu.cache import PAGE_POSITIONS
 from compile.lower.cpu.isa import ISAS
@@ -170,10 +171,10 @@ def generation(tokenizer: TokenizerFiles) -> bytes:
 
 def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.Manifest:
     """The manifest, all but its table of entries."""
-    config, formats, target = plan.config, plan.formats, options.target
+    config, target = plan.config, options.target
     made_with = versions()
     return m.Manifest(
-        format=1,
+        format=m.FORMAT,
         model=m.Model(
             name=config.name,
             family=config.family,
@@ -191,10 +192,7 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
         ),
         numerics=m.Numerics(
             version=1,
-            weights="int4",
-            group=cast(Literal[32, 64, 128], formats.qkv.group),
-            symmetric=formats.qkv.symmetric,
-            head="int4" if formats.head.bits == 4 else "int8",
+            weights=m.Weights(**{kind: str(plan.formats[kind]) for kind in KINDS}),
             activations="int8",
             kv="int8",
         ),

@@ -13,7 +13,7 @@ from typing import Any
 from edge_llm.artifact import Artifact
 from edge_llm.cpu import Host, check_target, host
 from edge_llm.errors import TargetError
-from edge_llm.manifest import Manifest
+from edge_llm.manifest import Manifest, Weights
 
 _SEQUENCES = (1, 4)  # the certificate is shown for these, at the whole context and a quarter of it
 
@@ -24,7 +24,7 @@ def describe(path: str | PathLike[str], as_json: bool = False) -> str:
     Args:
         path: the artifact.
         as_json: as one JSON object with the manifest's own keys, and ``sha256``, ``size``,
-            ``certificate`` and ``runs_here``, instead of text.
+            ``bits_per_weight``, ``certificate`` and ``runs_here``, instead of text.
 
     Raises:
         ArtifactError: see :meth:`Artifact.open`. Another CPU's artifact is no error here.
@@ -43,6 +43,7 @@ def record(artifact: Artifact, host: Host) -> dict[str, Any]:
         "size": artifact.size,
         "sha256": artifact.sha256,
         **dataclasses.asdict(manifest),
+        "bits_per_weight": manifest.bits_per_weight,
         "certificate": [
             {"context": context, "sequences": sequences, "bytes": size}
             for context, sequences, size in _certificate(manifest)
@@ -54,8 +55,7 @@ def record(artifact: Artifact, host: Host) -> dict[str, Any]:
 def summary(artifact: Artifact, host: Host) -> str:
     """The artifact in lines for people."""
     manifest = artifact.manifest
-    model, numerics, target = manifest.model, manifest.numerics, manifest.target
-    form = "symmetric" if numerics.symmetric else "asymmetric"
+    model, target = manifest.model, manifest.target
     versions = manifest.compiler
     lines = [
         f"{model.name} for {target.name}: {artifact.path}, {_bytes(artifact.size)}",
@@ -65,8 +65,8 @@ def summary(artifact: Artifact, host: Host) -> str:
         f"              {model.layers} layers of width {model.width}, {model.heads} heads of "
         f"{model.head_dim} ({model.kv_heads} of keys and values), vocabulary {model.vocab_size}",
         f"  source      {model.source}, license {model.license or 'unknown'}",
-        f"  weights     {numerics.weights} {form} in groups of {numerics.group}, "
-        f"{numerics.head} embedding and head",
+        f"  weights     {_formats(manifest.numerics.weights)}, "
+        f"{manifest.bits_per_weight:.2f} bits a weight",
         f"  target      {target.triple}, {target.isa} kernels, glibc {target.glibc} or newer",
         f"              needs {', '.join(target.features) or 'no CPU features'}",
         f"  compiled by edge-llm {versions.edge_llm}, TVM {versions.tvm}, LLVM {versions.llvm}",
@@ -83,6 +83,14 @@ def summary(artifact: Artifact, host: Host) -> str:
         f"  {_obstacle(artifact, host) or f'runs on this machine: {host.model_name}'}",
     ]
     return "\n".join(lines)
+
+
+def _formats(weights: Weights) -> str:
+    """``int4-g32 (qkv, o, gate_up, down), int8 (head)``."""
+    kinds: dict[str, list[str]] = {}
+    for kind, form in dataclasses.asdict(weights).items():
+        kinds.setdefault(form, []).append(kind)
+    return ", ".join(f"{form} ({', '.join(names)})" for form, names in kinds.items())
 
 
 def _certificate(manifest: Manifest) -> list[tuple[int, int, int]]:

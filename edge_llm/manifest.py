@@ -22,12 +22,15 @@ from edge_llm import schema
 from edge_llm.errors import ArtifactError
 from edge_llm.schema import Bytes, Count, Digest, Length, Name, Pattern, Range, Text
 
-FORMAT = 1
+FORMAT: Literal[2] = 2  # that is written; 1 is read as well
 Dtype = Literal["uint8", "int8", "float16", "int32", "float32"]
 TENSOR_ALIGNMENT = 64  # bytes; a cache line of every target
 ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "int32": 4, "float32": 4}
 
 Version = Annotated[str, Pattern(r"[0-9]{1,3}\.[0-9]{1,3}", "a version like 2.31")]
+WeightFormat = Annotated[
+    str, Pattern(r"int8|int4-g(32|64|128)(-asym)?", "a format like int8 or int4-g64-asym")
+]
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,48 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The format of each kind of matrices, over all layers.
+
+    ``int4-g64``: 4 bits in groups of 64 columns that share a scale, d*(q-8), with ``-asym``
+    d*q+m; ``int8``: d*q in groups of 32.
+    """
+
+    qkv: WeightFormat
+    o: WeightFormat
+    gate_up: WeightFormat
+    down: WeightFormat
+    head: WeightFormat  # embedding and output head
+
+
+@dataclass(frozen=True)
 class Numerics:
     """How numbers are held; two artifacts of equal numerics and weights give equal bits."""
 
     version: Literal[1]
-    weights: Literal["int4"]
-    group: Literal[32, 64, 128]  # columns that share a weight scale
-    symmetric: bool  # d*(q-8), else d*q+m
-    head: Literal["int8", "int4"]  # embedding and output head
+    weights: Weights
     activations: Literal["int8"]
     kv: Literal["int8"]
+
+
+@dataclass(frozen=True)
+class Numerics1:
+    """``numerics`` of format 1: one format for all layers, head and embedding in it or in int8."""
+
+    version: Literal[1]
+    weights: Literal["int4"]
+    group: Literal[32, 64, 128]
+    symmetric: bool
+    head: Literal["int8", "int4"]
+    activations: Literal["int8"]
+    kv: Literal["int8"]
+
+    def upgraded(self) -> Numerics:
+        """The same in the words of today."""
+        layers = f"int4-g{self.group}{'' if self.symmetric else '-asym'}"
+        head = layers if self.head == "int4" else "int8"
+        weights = Weights(layers, layers, layers, layers, head)
+        return Numerics(self.version, weights, self.activations, self.kv)
 
 
 @dataclass(frozen=True)
@@ -149,9 +184,9 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of ``manifest.json``."""
+    """All of ``manifest.json``; ``numerics`` as they are written today, whatever the format."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     model: Model
     numerics: Numerics
     target: Target
@@ -167,10 +202,21 @@ class Manifest:
         value = schema.load(data)
         version = value.get("format")
         if type(version) is int and version > FORMAT:
-            raise ArtifactError(f"format {version}, this edge-llm reads {FORMAT}: upgrade edge-llm")
+            known = f"this edge-llm reads up to {FORMAT}"
+            raise ArtifactError(f"format {version}, {known}: upgrade edge-llm")
+        if type(version) is int and version == 1 and "numerics" in value:
+            old = schema.build(Numerics1, value["numerics"], "numerics")
+            value["numerics"] = dataclasses.asdict(old.upgraded())
         manifest = schema.build(cls, value)
         manifest.check()
         return manifest
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the packed matrices for each of their weights, scales included."""
+        norms = (2 * self.model.layers + 1) * self.model.width
+        packed = sum(tensor.size for tensor in self.tensors if tensor.layout != "plain")
+        return 8 * packed / max(1, self.model.parameters - norms)
 
     def dump(self) -> bytes:
         """The JSON of this manifest; the same manifest gives the same bytes."""

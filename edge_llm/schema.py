@@ -74,9 +74,12 @@ def load(data: bytes) -> dict[str, object]:
     return value
 
 
-def build(cls: type[T], value: dict[str, object]) -> T:
-    """The dataclass ``cls`` from a JSON object; ArtifactError names the key at fault."""
-    result = _read(cls, value, "")
+def build(cls: type[T], value: object, key: str = "") -> T:
+    """The dataclass ``cls`` from a JSON object; ArtifactError names the key at fault.
+
+    ``key`` is where the object stands in a larger one.
+    """
+    result = _read(cls, value, key)
     assert isinstance(result, cls)
     return result
 

@@ -33,9 +33,10 @@ def manifest_target(name: str) -> manifest.Target:
 
 def sample_manifest(**changes: Any) -> Manifest:
     """A manifest without entries that fits ``ENTRIES``."""
+    layers = "int4-g32-asym"
     sizes = {"page_positions": 16, "page_bytes": 192_000, "workspace_bytes": 1_000_000}
     sample = Manifest(
-        format=1,
+        format=manifest.FORMAT,
         model=manifest.Model(
             name="SmolLM2-135M-Instruct",
             family="llama",
@@ -51,7 +52,9 @@ def sample_manifest(**changes: Any) -> Manifest:
             ffn=1536,
             vocab_size=49152,
         ),
-        numerics=manifest.Numerics(1, "int4", 32, False, "int8", "int8", "int8"),
+        numerics=manifest.Numerics(
+            1, manifest.Weights(layers, layers, layers, layers, "int8"), "int8", "int8"
+        ),
         target=manifest_target("rpi5"),
         execution=manifest.Execution(max_rows=128, max_threads=64, **sizes),
         memory=manifest.Memory(weights_bytes=len(ENTRIES["weights.bin"]), **sizes),

@@ -48,15 +48,11 @@ MODELS: dict[str, tuple[dict[str, object], list[str]]] = {
         },
         ["--group", "128", "--head-bits", "4"],
     ),
-    "Q8_0-down-Q4_1": (
-        {"quantization": "Q8_0", "head_quantization": "Q4_1"},
-        ["--format", "down=int4-g32-asym"],
-    ),
     "mixed": (
         {"quantization": "F16", "width": 128, "ffn": 192, "heads": 4, "kv_heads": 2, "tied": False},
         [
-            *("--format", "qkv=int8", "--format", "o=int4-g128", "--format", "gate_up=int4-g64"),
-            *("--format", "down=int4-g32-asym", "--format", "head=int4-g128-asym"),
+            *("--format", "qkv=int8", "--format", "o=int4-g128", "--format", "gate_up=int8"),
+            *("--format", "down=int4-g32-asym", "--format", "head=int4-g64-asym"),
         ],
     ),
 }

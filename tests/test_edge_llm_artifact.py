@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import lzma
 import os
 import random
 import resource
@@ -23,9 +24,13 @@ from hypothesis import strategies as st
 from edge_llm import archive
 from edge_llm.archive import ALIGNMENT
 from edge_llm.artifact import MANIFEST, Artifact, write_artifact
-from edge_llm.errors import ArtifactError
+from edge_llm.cpu import check_target, host
+from edge_llm.errors import ArtifactError, TargetError
+from edge_llm.manifest import Weights
+from tests.device_logits import device_logits
 from tests.sample_artifact import ENTRIES, sample_manifest, write_forged, write_sample
 
+DATA = Path(__file__).parent / "data"
 NAMES = [MANIFEST, *ENTRIES]
 
 # A shared machine keeps no deadline, and an example that changes the sample also restores it.
@@ -110,7 +115,24 @@ def test_entries_from_files_and_views_give_the_same_bytes(tmp_path: Path, intact
 def test_sha256_is_that_of_the_manifest_and_shown_by_zip_tools(sample: Path) -> None:
     with zipfile.ZipFile(sample) as file, Artifact.open(sample) as artifact:
         assert artifact.sha256 == hashlib.sha256(file.read(MANIFEST)).hexdigest()
-        assert file.comment.decode().endswith(f"format 1, manifest sha256 {artifact.sha256}")
+        assert file.comment.decode().endswith(f"format 2, manifest sha256 {artifact.sha256}")
+
+
+def test_a_released_file_of_format_1_gives_the_bits_that_it_gave(tmp_path: Path) -> None:
+    """A model of one layer for any CPU with AVX2, as edge-llm 0.1.0 made it before format 2."""
+    path = tmp_path / "format-1.edge"
+    path.write_bytes(lzma.decompress((DATA / "format-1.edge.xz").read_bytes()))
+    with Artifact.open(path) as artifact:
+        layers = "int4-g32-asym"
+        assert artifact.manifest.format == 1
+        assert artifact.manifest.numerics.weights == Weights(layers, layers, layers, layers, "int8")
+        try:
+            check_target(artifact.manifest.target, host())
+        except TargetError as error:
+            pytest.skip(str(error))
+    logits = device_logits(path, list(range(1, 9)), chunk=3)
+    digest = "a496eadb4c48bdc4eab226d71405a94175abdd601a43945bb03f82470c4a49f0"
+    assert hashlib.sha256(logits.tobytes()).hexdigest() == digest
 
 
 def test_standard_tools_open_it(sample: Path, tmp_path: Path) -> None:
@@ -295,8 +317,9 @@ def manifest_of(path: Path) -> bytes:
 
 
 def test_newer_format_is_told_whatever_else_the_file_holds(tmp_path: Path) -> None:
-    path = write_forged(tmp_path / "new.edge", b'{"format": 2, "sections": []}')
-    assert refusal(path) == "manifest.json: format 2, this edge-llm reads 1: upgrade edge-llm"
+    path = write_forged(tmp_path / "new.edge", b'{"format": 3, "sections": []}')
+    newer = "manifest.json: format 3, this edge-llm reads up to 2: upgrade edge-llm"
+    assert refusal(path) == newer
 
 
 def absurd_size(entries: list[Any]) -> None:

@@ -31,6 +31,7 @@ def test_text_says_what_it_is_and_whether_it_runs(sample: Path) -> None:
         assert all(name in text for name in ENTRIES)
         assert artifact.sha256 in text
         assert "context 2048, 4 sequences" in text
+        assert "weights     int4-g32-asym (qkv, o, gate_up, down), int8 (head), 0.00 bits" in text
         assert all(len(line) < 160 for line in text.splitlines()[1:])
         assert "this CPU has no asimddp" in summary(artifact, PI4)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_llm.errors import ArtifactError
-from edge_llm.manifest import Entry, Manifest, Memory
+from edge_llm.manifest import Entry, Manifest, Memory, Weights
 from tests.sample_artifact import sample_manifest
 
 ENTRY = Entry(name="code.so", offset=0, size=0, sha256="0" * 64, crc32=0)
@@ -42,6 +42,13 @@ def changed(path: tuple[Any, ...], value: Any) -> bytes:
         inner = inner[key]
     inner[path[-1]] = value
     return json.dumps(document).encode()
+
+
+def format_1(**numerics: Any) -> bytes:
+    """The sample's JSON in format 1, with some of its numerics replaced."""
+    old = {"version": 1, "weights": "int4", "group": 32, "symmetric": False, "head": "int8"}
+    old |= {"activations": "int8", "kv": "int8", **numerics}
+    return json.dumps({**SAMPLE, "format": 1, "numerics": old}).encode()
 
 
 def spelled(path: tuple[Any, ...]) -> str:
@@ -80,10 +87,8 @@ def test_wrong_type_names_the_key(path: tuple[Any, ...]) -> None:
 
 def test_bool_is_no_integer_and_integer_no_bool() -> None:
     assert "model.layers: must be an integer from 1" in refusal(changed(("model", "layers"), True))
-    assert "format: must be 1, not true" in refusal(changed(("format",), True))
-    assert "numerics.symmetric: must be true or false, not 1" in refusal(
-        changed(("numerics", "symmetric"), 1)
-    )
+    assert "format: must be 1 or 2, not true" in refusal(changed(("format",), True))
+    assert "numerics.symmetric: must be true or false, not 1" in refusal(format_1(symmetric=1))
 
 
 OPTIONAL = ("prefill_threads", "decode_threads")
@@ -137,10 +142,35 @@ def test_not_a_manifest(document: bytes, message: str) -> None:
 
 
 def test_newer_format_is_told_before_anything_else_is_interpreted() -> None:
-    message = "format 2, this edge-llm reads 1: upgrade edge-llm"
-    assert refusal(b'{"format": 2, "unheard-of": {"x": []}}') == message
-    assert refusal(changed(("format",), 2)) == message
-    assert refusal(changed(("format",), 0)) == "format: must be 1, not 0"
+    message = "format 3, this edge-llm reads up to 2: upgrade edge-llm"
+    assert refusal(b'{"format": 3, "unheard-of": {"x": []}}') == message
+    assert refusal(changed(("format",), 3)) == message
+    assert refusal(changed(("format",), 0)) == "format: must be 1 or 2, not 0"
+
+
+@pytest.mark.parametrize(
+    ("numerics", "layers", "head"),
+    [
+        ({}, "int4-g32-asym", "int8"),
+        ({"group": 128, "symmetric": True}, "int4-g128", "int8"),
+        ({"head": "int4"}, "int4-g32-asym", "int4-g32-asym"),
+    ],
+)
+def test_format_1_had_one_format_for_all_layers(
+    numerics: dict[str, Any], layers: str, head: str
+) -> None:
+    manifest = Manifest.parse(format_1(**numerics))
+    assert manifest.format == 1
+    assert manifest.numerics.weights == Weights(layers, layers, layers, layers, head)
+
+
+def test_each_format_has_its_own_numerics_alone() -> None:
+    assert refusal(changed(("format",), 1)) == "numerics.group: missing"
+    assert refusal(format_1(group=33)) == "numerics.group: must be 32 or 64 or 128, not 33"
+    document = json.loads(format_1())
+    assert refusal(json.dumps({**document, "format": 2}).encode()).startswith("numerics.")
+    del document["numerics"]
+    assert refusal(json.dumps(document).encode()) == "numerics: missing"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +185,11 @@ def test_newer_format_is_told_before_anything_else_is_interpreted() -> None:
         (("tensors", 0, "shape"), [1] * 9, "tensors[0].shape: must have at most 8 items, not 9"),
         (("target", "glibc"), "2.31.1", "target.glibc: must be a version like 2.31"),
         (("target", "triple"), "../../etc", "target.triple: must be a plain name"),
-        (("numerics", "group"), 33, "numerics.group: must be 32 or 64 or 128, not 33"),
+        (
+            ("numerics", "weights", "down"),
+            "int4-g16",
+            "numerics.weights.down: must be a format like int8 or int4-g64-asym",
+        ),
     ],
 )
 def test_contradictions(path: tuple[Any, ...], value: Any, message: str) -> None:

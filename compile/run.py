@@ -20,6 +20,7 @@ from compile.allowance import allowance
 from compile.checkpoint import Checkpoint
 from compile.corpus import Tokens, picked, read_tokens, split
 from compile.errors import CompileError
+from compile.evaluate.predictors import CheckpointPredictor
 from compile.graph import KINDS
 from compile.importer import open_checkpoint
 from compile.pipeline import Options, Report, make_artifact
@@ -28,9 +29,9 @@ from compile.quantize.nearest import QuantizedCheckpoint
 from compile.recipe import Recipe, Training
 from compile.sources import resolve
 from compile.stored import open_stored, store
-from compile.trial import answers, compare
 from compile.work import Step, Work, content_key, digest
 from edge_llm import manifest as m
+from edge_llm.evaluation import score
 
 WEIGHTS = "weights.safetensors"  # of a step that leaves a model
 TOKENS = "tokens.npy"  # of one that leaves a text
@@ -255,8 +256,12 @@ class Run:
         prompts = settings.prompts if model in (teacher, last) else ()
 
         def make(folder: Path, done: Done) -> dict[str, Any]:
-            predictions = compare(model.checkpoint, teacher.checkpoint, data.held_out, done)
-            given = answers(model.checkpoint, prompts, settings.answer)
+            student = CheckpointPredictor(model.title, model.checkpoint)
+            other = CheckpointPredictor(teacher.title, teacher.checkpoint)
+            rows = data.held_out.tolist()
+            seen = (row for i, row in enumerate(rows) if done(i / len(rows)) is None)
+            predictions = score(seen, student, None if model is teacher else other)
+            given = [student.generate(prompt, False, settings.answer) for prompt in prompts]
             return {"figures": predictions.summary(), "answers": given}
 
         inputs = {

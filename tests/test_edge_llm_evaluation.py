@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -27,8 +29,8 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [0] * self.begins + [ord(letter) - ord("a") for letter in text]
 
-    def logits(self, ids: list[int]) -> NDArray[np.float32]:
-        return self.table[ids]
+    def logits(self, ids: Sequence[int], /) -> NDArray[np.float32]:
+        return self.table[list(ids)]
 
 
 def random_letters(seed: int) -> Letters:
@@ -43,7 +45,7 @@ def test_figures_are_those_of_their_definitions() -> None:
     got = score(parts, model, teacher)
     q, p = (np.exp(t.astype(np.float64)) for t in (model.table, teacher.table))
     q, p = q / q.sum(1, keepdims=True), p / p.sum(1, keepdims=True)
-    pairs = [pair for part in parts for pair in zip(part, part[1:], strict=False)]
+    pairs = [pair for part in parts for pair in itertools.pairwise(part)]
     assert len(pairs) == 70 > 2 * ROWS
     assert got.surprise == pytest.approx([-math.log(q[a, b]) for a, b in pairs])
     assert got.reference_surprise == pytest.approx([-math.log(p[a, b]) for a, b in pairs])

@@ -1,0 +1,1 @@
+"""How good a model is: its predictions of a text, its answers, its choices."""

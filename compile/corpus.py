@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from compile.checkpoint import TokenizerFiles
 from compile.errors import CompileError
+from compile.json_file import read_text
 
 Tokens = NDArray[np.int32]  # [sequences, length]
 HELD_SHARE = 10  # one sequence of so many, at most, is held out
@@ -39,16 +40,6 @@ def read_tokens(paths: Sequence[Path], files: TokenizerFiles, length: int, most:
             "a smaller length in [data]"
         )
     return np.array(ids[: count * length], np.int32).reshape(count, length)
-
-
-def read_text(path: Path) -> str:
-    """A text of the user's."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CompileError(f"{path}: is not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise CompileError(f"cannot read {path}: {error.strerror}") from None
 
 
 def split(tokens: Tokens, held_out: int) -> tuple[Tokens, Tokens]:

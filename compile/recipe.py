@@ -42,14 +42,13 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from compile.errors import CompileError
+from compile.json_file import read_text
 from targets import BOARDS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-MAX_FILE = 1 << 20  # bytes
 
 T = TypeVar("T")
 
@@ -225,21 +224,6 @@ def read_recipe(path: Path) -> Recipe:
         return Recipe(**tables)
     except RecipeError as error:
         raise CompileError(f"{place(path, text, error.key)}: {error}") from None
-
-
-def read_text(path: Path) -> str:
-    """A small file of UTF-8."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
-        text = data.decode("utf-8")
-    except OSError as error:
-        raise CompileError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CompileError(f"{path}: is not UTF-8") from None
-    if len(data) > MAX_FILE:
-        raise CompileError(f"{path}: is larger than {MAX_FILE} bytes: is that a recipe?")
-    return text
 
 
 def build(kind: type[T], table: Mapping[str, Any], folder: Path) -> T:

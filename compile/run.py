@@ -9,10 +9,10 @@ so a run that was interrupted goes on where it stopped, and ends in the same art
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,7 @@ TOKENS = "tokens.npy"  # of one that leaves a text
 CURVE = "curve.jsonl"  # of one that trains
 
 Done = Callable[[float], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -258,9 +259,8 @@ class Run:
         def make(folder: Path, done: Done) -> dict[str, Any]:
             student = CheckpointPredictor(model.title, model.checkpoint)
             other = CheckpointPredictor(teacher.title, teacher.checkpoint)
-            rows = data.held_out.tolist()
-            seen = (row for i, row in enumerate(rows) if done(i / len(rows)) is None)
-            predictions = score(seen, student, None if model is teacher else other)
+            parts = told(data.held_out.tolist(), done)
+            predictions = score(parts, student, None if model is teacher else other)
             given = [student.generate(prompt, False, settings.answer) for prompt in prompts]
             return {"figures": predictions.summary(), "answers": given}
 
@@ -297,6 +297,13 @@ class Run:
     def _made(self, model: Model) -> Model:
         self.models.append(model)
         return model
+
+
+def told(parts: Sequence[T], done: Done) -> Iterator[T]:
+    """The parts one by one, telling how many are done."""
+    for index, part in enumerate(parts):
+        done(index / len(parts))
+        yield part
 
 
 def opened_model(title: str, step: Step, note: str = "") -> Model:

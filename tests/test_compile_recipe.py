@@ -111,13 +111,10 @@ def test_no_key_is_ignored(tmp_path_factory: pytest.TempPathFactory, table: str,
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(CompileError, match=r"cannot read .*recipe\.toml: No such file"):
+    with pytest.raises(CompileError, match=r"recipe\.toml is missing"):
         read_recipe(tmp_path / "recipe.toml")
     (tmp_path / "recipe.toml").write_bytes(b"\xff")
-    with pytest.raises(CompileError, match="is not UTF-8"):
-        read_recipe(tmp_path / "recipe.toml")
-    (tmp_path / "recipe.toml").write_bytes(b"#" * (1 << 21))
-    with pytest.raises(CompileError, match="is that a recipe"):
+    with pytest.raises(CompileError, match="not UTF-8"):
         read_recipe(tmp_path / "recipe.toml")
 
 

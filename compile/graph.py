@@ -98,3 +98,21 @@ class Graph:
                     if isinstance(op, Linear):
                         names[op.kind][op.weight.format(layer=layer)] = None
         return {kind: tuple(each) for kind, each in names.items()}
+
+
+def reads(operation: Operation) -> set[str]:
+    """The values that an operation reads."""
+    match operation:
+        case Attention(_, q, k, v):
+            return {q, k, v}
+        case Gate(_, gate, up):
+            return {gate, up}
+        case Residual(x, y):
+            return {x, y}
+        case _:
+            return {operation.x}
+
+
+def writes(operation: Operation) -> set[str]:
+    """The values that an operation writes."""
+    return {operation.x if isinstance(operation, Rope | Residual) else operation.out}

@@ -20,7 +20,7 @@ All of it may be left out; what is not given has the value shown in the dataclas
     [budget]                    # one of
     bits_per_weight = 4.25
     megabytes = 80              # of the artifact
-    fits = "rpi-zero2w"         # a board's memory, at work
+    fits = "rpi-zero2w"         # a target: the memory of its board, at work
     context = 1024              # with fits: positions of a conversation
 
     [evaluate]
@@ -43,7 +43,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from compile.errors import CompileError
 from compile.json_file import read_text
-from targets import BOARDS
+from targets import TARGETS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -125,7 +125,9 @@ class Budget:
 
     bits_per_weight: float | None = number(4.0, 9.0, None)  # over all matrices, scales counted
     megabytes: float | None = number(0.1, 4095.0, None)  # 10^6 bytes, of the artifact
-    fits: str | None = choice(*BOARDS, default=None)  # a board whose memory holds it at work
+    fits: str | None = choice(
+        *TARGETS, default=None
+    )  # a target whose board's memory holds it at work
 
     context: int | None = number(1, 10**6, None)  # with ``fits``: positions of a conversation
 

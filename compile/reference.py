@@ -13,7 +13,7 @@ what accuracy is measured against; ``Device`` is the arithmetic of the CPU targe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -122,7 +122,7 @@ class Cache:
 
     Attributes:
         length: tokens so far.
-        layers: each layer's keys and values, float32 [length, kv_heads, head_dim].
+        layers: each layer's keys and values, float32 [length, kv_heads · head_dim].
     """
 
     length: int = 0
@@ -153,47 +153,57 @@ class Reference:
         config = self._checkpoint.config
         cache = cache or Cache()
         tables = numerics.rope_tables(config.rope_frequencies, cache.length + len(tokens))
-        rope = tables[0][cache.length :], tables[1][cache.length :]
+        cos, sin = tables[0][cache.length :], tables[1][cache.length :]
         embedding = self._checkpoint.tensor(self._graph.embedding.weight)
         values: dict[str, F32] = {self._graph.embedding.out: embed(embedding, tokens)}
         for layer in range(config.layers):
-            for operation in self._graph.layer:
-                self._apply(operation, layer, values, rope, cache)
-        for operation in self._graph.output:
-            self._apply(operation, None, values, rope, cache)
+            for op in self._graph.layer:
+                if isinstance(op, Attention):
+                    values[op.k], values[op.v] = cache.extended(layer, values[op.k], values[op.v])
+                operate(op, values, self._layer(layer), self._arithmetic, cos, sin)
+        for op in self._graph.output:
+            operate(op, values, self._checkpoint.tensor, self._arithmetic, cos, sin)
         cache.length += len(tokens)
         return values["logits"]
 
-    def _apply(
-        self,
-        operation: Operation,
-        layer: int | None,
-        values: dict[str, F32],
-        rope: tuple[F32, F32],
-        cache: Cache,
-    ) -> None:
-        n, head_dim = len(rope[0]), self._checkpoint.config.head_dim
+    def _layer(self, layer: int) -> Callable[[str], Tensor]:
+        return lambda name: self._checkpoint.tensor(name.format(layer=layer))
 
-        def heads(name: str) -> F32:
-            return values[name].reshape(n, -1, head_dim)
 
-        def weight(name: str) -> Tensor:
-            return self._checkpoint.tensor(name.format(layer=layer))
+def operate(
+    operation: Operation,
+    values: dict[str, F32],
+    weight: Callable[[str], Tensor],
+    arithmetic: Arithmetic,
+    cos: F32,
+    sin: F32,
+) -> None:
+    """Perform one operation on the named values of a sequence, float32 [n, size] each.
 
-        match operation:
-            case Norm(out, x, name, eps):
-                values[out] = self._arithmetic.norm(values[x], dequantized(weight(name)), eps)
-            case Linear(out, x, name):
-                values[out] = self._arithmetic.linear(values[x], weight(name))
-            case Rope(x):
-                values[x] = self._arithmetic.rotate(heads(x), *rope).reshape(n, -1)
-            case Attention(out, q, k, v):
-                keys = cache.extended(layer, heads(k), heads(v))
-                values[out] = self._arithmetic.attention(heads(q), *keys)
-            case Gate(out, gate, up):
-                values[out] = self._arithmetic.gate(values[gate], values[up])
-            case Residual(x, y):
-                values[x] = values[x] + values[y]
+    Args:
+        operation: of a graph.
+        values: read and written.
+        weight: gives the tensor of a name as it stands in the operation.
+        arithmetic: how.
+        cos, sin: [n, head_dim / 2], of the sequence's positions.
+    """
+
+    def heads(name: str) -> F32:
+        return values[name].reshape(len(values[name]), -1, 2 * cos.shape[1])
+
+    match operation:
+        case Norm(out, x, name, eps):
+            values[out] = arithmetic.norm(values[x], dequantized(weight(name)), eps)
+        case Linear(out, x, name):
+            values[out] = arithmetic.linear(values[x], weight(name))
+        case Rope(x):
+            values[x] = arithmetic.rotate(heads(x), cos, sin).reshape(len(cos), -1)
+        case Attention(out, q, k, v):
+            values[out] = arithmetic.attention(heads(q), heads(k), heads(v))
+        case Gate(out, gate, up):
+            values[out] = arithmetic.gate(values[gate], values[up])
+        case Residual(x, y):
+            values[x] = values[x] + values[y]
 
 
 def embed(weight: Tensor, tokens: Sequence[int]) -> F32:

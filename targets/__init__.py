@@ -10,23 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from targets.arm import RPI3, RPI4, RPI5
-from targets.boards import BOARDS, Board
-from targets.target import Isa, Target, Threads, UnknownTargetError
+from targets.arm import RPI3, RPI4, RPI5, RPI_ZERO2W
+from targets.target import Isa, Memory, Target, Threads, UnknownTargetError
 from targets.x86 import X86_64_V3, X86_AVX512_VNNI, X86_AVX_VNNI
 
-__all__ = [
-    "BOARDS",
-    "TARGETS",
-    "Board",
-    "Isa",
-    "Target",
-    "Threads",
-    "UnknownTargetError",
-    "resolve",
-]
+__all__ = ["TARGETS", "Isa", "Memory", "Target", "Threads", "UnknownTargetError", "resolve"]
 
 TARGETS: dict[str, Target] = {
+    "rpi-zero2w": RPI_ZERO2W,
     "rpi3": RPI3,
     "rpi4": RPI4,
     "rpi5": RPI5,

@@ -1,20 +1,24 @@
 """Raspberry Pi, and boards with the same CPUs. They need a 64-bit operating system.
 
 Thread counts are estimates, not measurements: four cores share a memory controller that three of
-them can saturate while decoding, which leaves one for the application.
+them can saturate while decoding, which leaves one for the application. So is the memory left free:
+a system without a desktop, its GPU's share and what it caches for itself take 192 MiB and more.
 """
 
 from __future__ import annotations
 
-from targets.target import Target, Threads
+from dataclasses import replace
+
+from targets.target import Memory, Target, Threads
 
 _TRIPLE = "aarch64-linux-gnu"
+_MIB = 2**20
 _GLIBC = "2.31"  # Debian 11 and Raspberry Pi OS of that age
 
 RPI3 = Target(
     name="rpi3",
-    description="Raspberry Pi 3 and Zero 2 W: 4x Cortex-A53, no dot product",
-    boards=("Raspberry Pi 3 (1 GB)", "Raspberry Pi Zero 2 W (512 MB)"),
+    description="Raspberry Pi 3: 4x Cortex-A53, no dot product, 1 GB",
+    boards=("Raspberry Pi 3 Model B, B+ (1 GB)", "Compute Module 3 (1 GB)"),
     triple=_TRIPLE,
     cpu="cortex-a53",
     attributes=(),
@@ -22,6 +26,15 @@ RPI3 = Target(
     features=("asimd",),
     glibc=_GLIBC,
     threads=Threads(prefill=4, decode=4),
+    memory=Memory(ram=1024 * _MIB, free=768 * _MIB),
+)
+
+RPI_ZERO2W = replace(
+    RPI3,
+    name="rpi-zero2w",
+    description="Raspberry Pi Zero 2 W: the CPU of rpi3, 512 MB",
+    boards=("Raspberry Pi Zero 2 W (512 MB)", "Raspberry Pi 3 Model A+ (512 MB)"),
+    memory=Memory(ram=512 * _MIB, free=320 * _MIB),
 )
 
 RPI4 = Target(
@@ -35,6 +48,7 @@ RPI4 = Target(
     features=("asimd",),
     glibc=_GLIBC,
     threads=Threads(prefill=4, decode=3),
+    memory=Memory(ram=1024 * _MIB, free=768 * _MIB),
 )
 
 RPI5 = Target(
@@ -50,4 +64,5 @@ RPI5 = Target(
     features=("asimddp", "asimd", "atomics", "asimdrdm", "fphp", "asimdhp", "lrcpc"),
     glibc=_GLIBC,
     threads=Threads(prefill=4, decode=3),
+    memory=Memory(ram=2048 * _MIB, free=1664 * _MIB),
 )

@@ -21,6 +21,14 @@ class Threads:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Of the smallest board of a name, in bytes."""
+
+    ram: int
+    free: int  # what is assumed to be left by the operating system, the GPU and small services
+
+
+@dataclass(frozen=True)
 class Target:
     """A kind of board to compile for: frozen data, nothing else.
 
@@ -37,6 +45,7 @@ class Target:
             these on every CPU that exists.
         glibc: the oldest version the code links with.
         threads: None where boards differ too much: then every core.
+        memory: None where boards differ too much.
     """
 
     name: str
@@ -49,6 +58,7 @@ class Target:
     features: tuple[str, ...]
     glibc: str
     threads: Threads | None
+    memory: Memory | None
 
     @property
     def machine(self) -> str:

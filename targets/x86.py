@@ -22,6 +22,7 @@ X86_64_V3 = Target(
     features=_V3,
     glibc=_GLIBC,
     threads=None,
+    memory=None,
 )
 
 X86_AVX_VNNI = Target(
@@ -35,6 +36,7 @@ X86_AVX_VNNI = Target(
     features=("avx_vnni", *_V3),
     glibc=_GLIBC,
     threads=None,
+    memory=None,
 )
 
 X86_AVX512_VNNI = Target(
@@ -52,4 +54,5 @@ X86_AVX512_VNNI = Target(
     features=("avx512_vnni", *_V4, *_V3),
     glibc=_GLIBC,
     threads=None,
+    memory=None,
 )

@@ -26,6 +26,22 @@ def test_fields(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
+def test_boards_have_memory_of_which_some_is_left(name: str) -> None:
+    memory = TARGETS[name].memory
+    assert (memory is None) == (TARGETS[name].machine == "x86_64")
+    if memory is not None:
+        assert memory.ram // 2 < memory.free < memory.ram
+
+
+def test_a_zero_2_w_is_a_small_pi_3() -> None:
+    zero, pi3 = TARGETS["rpi-zero2w"], TARGETS["rpi3"]
+    for field in ("triple", "cpu", "attributes", "isa", "features", "glibc", "threads"):
+        assert getattr(zero, field) == getattr(pi3, field)
+    assert zero.memory is not None
+    assert zero.memory.ram == 512 * 2**20
+
+
+@pytest.mark.parametrize("name", TARGETS)
 def test_a_name_is_itself_whatever_the_machine(name: str) -> None:
     assert resolve(name, "riscv64", set()) is TARGETS[name]
 
@@ -48,7 +64,7 @@ def test_advice_of_the_device_is_the_native_target(target: Target) -> None:
 
 
 def test_unknown_name_and_unfit_machine() -> None:
-    with pytest.raises(UnknownTargetError, match="no target rpi9: choose native, rpi3, rpi4"):
+    with pytest.raises(UnknownTargetError, match="no target rpi9: choose native, rpi-zero2w, rpi3"):
         resolve("rpi9", "aarch64", {"asimd"})
     with pytest.raises(UnknownTargetError, match="no target fits this x86_64 machine"):
         resolve("native", "x86_64", {"sse2"})

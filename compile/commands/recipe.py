@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 from compile.errors import CompileError
 from compile.quantize.formats import Choices
 from compile.recipe import Recipe, read_recipe
-from targets import BOARDS
 
 if TYPE_CHECKING:  # it imports TVM, which takes seconds
     from compile.pipeline import Options
@@ -54,10 +53,7 @@ def planned(path: Path, target: str | None, context: int | None, formats: Choice
             raise CompileError(f"{path}: [budget] chooses the formats: leave those options out")
         context = one("[budget] context", budget.context, "--context", context)
         if budget.fits is not None:
-            wanted = BOARDS[budget.fits].target
-            if target not in (None, wanted):
-                raise CompileError(f"--target {target}: {budget.fits} in {path} takes {wanted}")
-            target = wanted
+            target = one("[budget] fits", budget.fits, "--target", target)
     if recipe.trains and importlib.util.find_spec("torch") is None:
         raise CompileError(
             f"{path}: {why(recipe)} takes PyTorch: pip install 'edge-llm[compile,distill]'"

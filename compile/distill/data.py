@@ -1,0 +1,156 @@
+"""What a student learns from: the user's text, or text that the teacher writes itself.
+
+    tokens = windows(tokenizer, text, 512)          # int32 [n, 512]
+    tokens = sample(teacher, files, 200_000, 512, seed=0, folder=Path("samples"))
+
+The teacher needs no prompts: half of the windows start with a random token of its vocabulary (Liu et
+al., 2023, LLM-QAT, arXiv:2305.17888), half, where it has a chat template, inside an empty user's turn,
+so that it asks the questions too (Xu et al., 2024, Magpie, arXiv:2406.08464).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from compile.checkpoint import TokenizerFiles
+from compile.distill.teacher import Teacher
+from compile.errors import CompileError
+from edge_llm.chat_template import ChatTemplate
+from edge_llm.files import replacing
+
+Tokens = NDArray[np.int32]  # [n, length]
+Report = Callable[[float], None]
+
+TOGETHER = 64  # windows written at once: one pass over the weights serves them all
+LIKELIEST = 50  # tokens drawn from: the tail is noise that the teacher would not repeat
+CONTENT = "\x00"  # stands for a message; no tokenizer has it in a template
+
+
+def windows(tokenizer: Tokenizer, text: str, length: int, name: str = "text") -> Tokens:
+    """A text's tokens in windows; what does not fill the last one is left out.
+
+    CompileError where the text does not fill one.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    count = len(ids) // length
+    if not count:
+        raise CompileError(
+            f"{name}: has {len(ids)} tokens, at least {length} are needed: give more text, or none "
+            "and let the teacher write it"
+        )
+    return np.array(ids[: count * length], np.int32).reshape(count, length)
+
+
+def sample(
+    teacher: Teacher,
+    files: TokenizerFiles,
+    tokens: int,
+    length: int,
+    seed: int,
+    folder: Path,
+    report: Report = lambda _done: None,
+) -> Tokens:
+    """At least ``tokens`` tokens that the teacher writes, in windows of ``length``.
+
+    Args:
+        teacher: who writes.
+        files: its tokenizer.
+        tokens, length: how much.
+        seed: the same gives the same text.
+        folder: where finished parts are kept; a second call with the same arguments goes on there.
+        report: is told the share that is done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    openings = Openings(files)
+    parts = -(-tokens // (length * TOGETHER))
+    written = []
+    for part in range(parts):
+        path = folder / f"{part:04}.npy"
+        if not path.exists():
+            random = torch.Generator().manual_seed(seed * 1_000_003 + part)
+            text = write(
+                teacher, openings, length, random, lambda d, p=part: report((p + d) / parts)
+            )
+            with replacing(path) as file:
+                np.save(file, text)
+        written.append(np.load(path))
+        report((part + 1) / parts)
+    return np.concatenate(written)[: -(-tokens // length)]
+
+
+class Openings:
+    """How a window begins and what a turn's end is followed by."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        tokenizer = Tokenizer.from_str(files.tokenizer_json.decode())
+        self.ends = frozenset(files.eos_token_ids)
+        special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.ordinary = [i for i in range(tokenizer.get_vocab_size()) if i not in special]
+        self.start = [] if files.bos_token_id is None else [files.bos_token_id]
+        self.ask: list[int] = []
+        self.answer: list[int] = []
+        if files.chat_template is not None:
+            template = ChatTemplate(files.chat_template, files.bos_token, files.eos_token)
+            before, _, after = template.render([{"role": "user", "content": CONTENT}]).partition(
+                CONTENT
+            )
+            self.ask, self.answer = (
+                tokenizer.encode(text, add_special_tokens=False).ids for text in (before, after)
+            )
+
+    def free(self, random: torch.Generator) -> list[int]:
+        """A random first token."""
+        pick = int(torch.randint(len(self.ordinary), (1,), generator=random))
+        return [*self.start, self.ordinary[pick]]
+
+
+class Writer:
+    """One window being written: tokens that must come next, and whose turn it is."""
+
+    def __init__(self, openings: Openings, chat: bool, random: torch.Generator) -> None:
+        self._openings, self._random = openings, random
+        self._chat = chat and bool(openings.ask)
+        self._asking = False
+        self._queue: deque[int] = deque()
+        self._begin()
+
+    def next(self, drawn: int) -> int:
+        """The token to go on with, if the model would go on with ``drawn``."""
+        if not self._queue and drawn in self._openings.ends:
+            if self._asking:  # the question is asked: the teacher answers it
+                self._queue.extend(self._openings.answer)
+                self._asking = False
+            else:
+                self._queue.append(drawn)
+                self._begin()
+        return self._queue.popleft() if self._queue else drawn
+
+    def _begin(self) -> None:
+        self._queue.extend(self._openings.ask if self._chat else self._openings.free(self._random))
+        self._asking = self._chat
+
+
+@torch.no_grad()
+def write(
+    teacher: Teacher, openings: Openings, length: int, random: torch.Generator, report: Report
+) -> Tokens:
+    """int32 [TOGETHER, length]."""
+    writers = [Writer(openings, chat=i % 2 == 1, random=random) for i in range(TOGETHER)]
+    text = np.empty((TOGETHER, length), np.int32)
+    text[:, 0] = [writer.next(openings.ordinary[0]) for writer in writers]
+    generation = teacher.generation(length)
+    for position in range(1, length):
+        logits = generation(torch.from_numpy(text[:, position - 1 : position]).long())
+        likeliest, ids = logits.float().topk(min(LIKELIEST, logits.shape[-1]))
+        picks = torch.multinomial(likeliest.softmax(-1), 1, generator=random)
+        drawn = ids.gather(1, picks)[:, 0].tolist()
+        text[:, position] = [w.next(token) for w, token in zip(writers, drawn, strict=True)]
+        report(position / length)
+    return text

@@ -1,0 +1,118 @@
+"""Whom the student learns from: any causal language model that our importers or transformers open.
+
+teacher = open_teacher(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
+lesson = teacher.lesson(tokens)         # logits and states at every position
+step = teacher.generation(512)
+logits = step(tokens[:, :1])            # then token by token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from compile.checkpoint import Checkpoint
+from compile.distill.decoder import Cache, Decoder
+from compile.distill.machine import Machine
+from compile.errors import UnsupportedError
+from compile.foreign_errors import translated
+from compile.importer import open_checkpoint
+
+Step = Callable[[Tensor], Tensor]  # int64 [batch, n] → the last one's logits, [batch, vocab]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher says of some tokens.
+
+    Attributes:
+        logits: [batch, n, vocab].
+        states: [batch, n, width] before the first and after every layer.
+    """
+
+    logits: Tensor
+    states: list[Tensor]
+
+
+class Teacher(Protocol):
+    """A model whose weights stay as they are."""
+
+    def lesson(self, tokens: Tensor) -> Lesson:
+        """What follows each prefix of int64 [batch, n]."""
+
+    def generation(self, length: int) -> Step:
+        """A function that takes the next tokens of up to ``length`` and gives their logits."""
+
+
+def open_teacher(path: Path, machine: Machine) -> Teacher:
+    """A teacher from a GGUF file, a Hugging Face folder or a checkpoint of ours."""
+    try:
+        return DecoderTeacher(open_checkpoint(path), machine)
+    except UnsupportedError:
+        return TransformersTeacher(path, machine)
+
+
+class DecoderTeacher:
+    """A teacher of a family of ours."""
+
+    def __init__(self, checkpoint: Checkpoint, machine: Machine) -> None:
+        decoder = Decoder(checkpoint)
+        decoder.weights.to(machine.dtype)
+        self._decoder = decoder.to(machine.device).requires_grad_(False)
+
+    @torch.no_grad()
+    def lesson(self, tokens: Tensor) -> Lesson:
+        """What follows each prefix of int64 [batch, n]."""
+        states = list(self._decoder.states(tokens))
+        return Lesson(self._decoder.logits(self._decoder.normalized(states[-1])), states)
+
+    def generation(self, length: int) -> Step:
+        """A function that takes the next tokens of up to ``length`` and gives their logits."""
+        cache = Cache(length)
+
+        @torch.no_grad()
+        def step(tokens: Tensor) -> Tensor:
+            return self._decoder.logits(self._decoder(tokens, cache)[:, -1])
+
+        return step
+
+
+class TransformersTeacher:
+    """A teacher of any other architecture, as transformers runs it."""
+
+    def __init__(self, path: Path, machine: Machine) -> None:
+        from transformers import AutoModelForCausalLM
+
+        place: dict[str, Any] = {} if path.is_dir() else {"gguf_file": path.name}
+        with translated(f"{path}: transformers cannot open it either"):
+            model = AutoModelForCausalLM.from_pretrained(
+                path if path.is_dir() else path.parent,
+                dtype=machine.dtype,
+                local_files_only=True,
+                **place,
+            )
+        self._model: Any = model.to(machine.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def lesson(self, tokens: Tensor) -> Lesson:
+        """What follows each prefix of int64 [batch, n]."""
+        out = self._model(tokens, output_hidden_states=True, use_cache=False)
+        return Lesson(out.logits, list(out.hidden_states))
+
+    def generation(self, length: int) -> Step:
+        """A function that takes the next tokens of up to ``length`` and gives their logits."""
+        from transformers import StaticCache
+
+        cache = StaticCache(config=self._model.config, max_cache_len=length)
+
+        @torch.no_grad()
+        def step(tokens: Tensor) -> Tensor:
+            logits: Tensor = self._model(tokens, past_key_values=cache, use_cache=True).logits
+            return logits[:, -1]
+
+        return step

@@ -1,0 +1,241 @@
+"""The student learns what the teacher would say next; interrupted, it goes on to the same result.
+
+    student = train(student, teacher, tokens, Settings(steps=400), Path("work"), machine)
+    student = train(student, teacher, tokens, Settings(steps=400), Path("work2"), machine, quantized)
+
+The loss is the Kullback-Leibler divergence of the student's predictions from the teacher's over the
+whole vocabulary (Hinton et al., 2015, arXiv:1503.02531), and, for a pruned student, the distance of its
+layers' states from those of the layers it was cut from (Muralidharan et al., 2024, Minitron,
+arXiv:2407.14679). With ``quantized`` matrices are rounded as they are used, and come out as int4.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils import clip_grad_norm_
+
+from compile.checkpoint import Checkpoint
+from compile.distill.decoder import Decoder
+from compile.distill.machine import Machine
+from compile.distill.progress import Point, Progress
+from compile.distill.rounding import Rounding
+from compile.distill.student import LearnedCheckpoint
+from compile.distill.teacher import Teacher
+from compile.errors import CompileError
+
+Tokens = NDArray[np.int32]  # [n, length]
+Report = Callable[[float], None]
+
+BETAS = (0.9, 0.95)  # of AdamW: gradients of a few thousand tokens change quickly
+LARGEST_GRADIENT = 1.0  # norm over all weights
+LAST_RATE = 0.05  # of the learning rate, at the end of the cosine
+SCALES_RATE = 0.1  # of the learning rate: a scale moves all the weights of its group
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a student is trained."""
+
+    steps: int
+    batch: int = 2  # windows a step
+    learning_rate: float = 1e-4
+    warmup: float = 0.05  # share of the steps
+    states: float = 0.0  # weight of the distance of states
+    seed: int = 0
+    save_every: int = 50  # steps
+
+
+def train(
+    student: Checkpoint,
+    teacher: Teacher,
+    tokens: Tokens,
+    settings: Settings,
+    folder: Path,
+    machine: Machine,
+    *,
+    quantized: Checkpoint | None = None,
+    layers: Sequence[int] | None = None,
+    held_out: Tokens | None = None,
+    report: Report = lambda _done: None,
+) -> LearnedCheckpoint:
+    """Train ``student`` on what ``teacher`` says of ``tokens``.
+
+    Args:
+        student: where to begin.
+        teacher: of the same vocabulary.
+        tokens: int32 [n, length], taken in an order that ``settings.seed`` decides.
+        settings: how.
+        folder: where the state is kept, and found again after an interruption.
+        machine: where.
+        quantized: the student with its matrices rounded: they stay so while they learn.
+        layers: of a pruned student, the teacher's layer that each of its own was.
+        held_out: int32 [n, length] of which the curve shows the divergence.
+        report: is told the share that is done.
+
+    CompileError where the loss is no longer a number.
+    """
+    run = Run(student, teacher, settings, folder, machine, quantized, layers)
+    order = Order(len(tokens), settings.seed)
+    step = run.progress.restore()
+    while step < settings.steps:
+        until = min(settings.steps, step + settings.save_every)
+        losses = []
+        started = time.monotonic()
+        for step in range(step + 1, until + 1):
+            picks = order.batch(step - 1, settings.batch)[machine.rank :: machine.processes]
+            losses.append(run.step(step, tokens[picks]))
+            report(step / settings.steps)
+        seconds = time.monotonic() - started
+        run.keep(step, losses, seconds, tokens.shape[1], held_out)
+    return run.learned()
+
+
+class Run:
+    """A student, its optimizer and what it has come to."""
+
+    def __init__(
+        self,
+        student: Checkpoint,
+        teacher: Teacher,
+        settings: Settings,
+        folder: Path,
+        machine: Machine,
+        quantized: Checkpoint | None,
+        layers: Sequence[int] | None,
+    ) -> None:
+        self._student, self._teacher = student, teacher
+        self._settings, self._machine, self._layers = settings, machine, layers
+        self.decoder = Decoder(student)
+        self.rounding = Rounding(self.decoder, quantized or student, machine.dtype)
+        self.decoder.transform = self.rounding
+        self.decoder.to(machine.device)
+        self.rounding.to(machine.device)
+        weights, scales = list(self.decoder.parameters()), list(self.rounding.parameters())
+        groups = [
+            {"params": parameters, "rate": settings.learning_rate * share}
+            for parameters, share in ((weights, 1.0), (scales, SCALES_RATE))
+            if parameters
+        ]
+        self._weights = weights
+        self._optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
+        named = dict(self.decoder.named_parameters()) | dict(self.rounding.named_parameters())
+        self.progress = Progress(folder, named, self._optimizer)
+
+    def step(self, number: int, windows: Tokens) -> float:
+        """Learn from int32 [batch, n]; returns the loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["rate"] * self._rate(number)
+        self.rounding.forget()
+        tokens = torch.from_numpy(windows).long().to(self._machine.device)
+        loss = self._loss(tokens)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._machine.average_gradients(
+            p for g in self._optimizer.param_groups for p in g["params"]
+        )
+        clip_grad_norm_(self._weights, LARGEST_GRADIENT)
+        value = loss.detach()
+        self._machine.average([value])
+        if not math.isfinite(float(value)):
+            raise CompileError(
+                f"the loss is {float(value)} at step {number}: give a lower learning_rate than "
+                f"{self._settings.learning_rate:g}, or look for broken text in the data"
+            )
+        self._optimizer.step()
+        return float(value)
+
+    def keep(
+        self, step: int, losses: list[float], seconds: float, length: int, held_out: Tokens | None
+    ) -> None:
+        """Save the state behind ``step``, with a point of the curve."""
+        before = self.progress.points[-1].seconds if self.progress.points else 0.0
+        self.rounding.forget()
+        kl = None if held_out is None else divergence(self.decoder, self._teacher, held_out)
+        self.progress.points.append(
+            Point(
+                step,
+                tokens=step * self._settings.batch * length,
+                seconds=round(before + seconds, 1),
+                loss=float(np.mean(losses)),
+                kl=kl,
+            )
+        )
+        if self._machine.rank == 0:
+            self.progress.save(step)
+
+    def learned(self) -> LearnedCheckpoint:
+        """The student as it is now."""
+        return LearnedCheckpoint(self._student, self.decoder, self.rounding)
+
+    def _loss(self, tokens: Tensor) -> Tensor:
+        lesson = self._teacher.lesson(tokens)
+        states = list(self.decoder.states(tokens))
+        logits = self.decoder.logits(self.decoder.normalized(states[-1]))
+        loss = kl_divergence(lesson.logits, logits).mean()
+        if self._settings.states and self._layers is not None:
+            pairs = zip(states[1:], self._layers, strict=True)
+            off = [distance(state, lesson.states[layer + 1].float()) for state, layer in pairs]
+            loss = loss + self._settings.states * torch.stack(off).mean()
+        return loss
+
+    def _rate(self, step: int) -> float:
+        """Of the learning rate: a linear warm-up, then a cosine."""
+        steps = self._settings.steps
+        warm = max(1, round(steps * self._settings.warmup))
+        cosine = (1 + math.cos(math.pi * step / steps)) / 2
+        return min(1.0, step / warm) * (LAST_RATE + (1 - LAST_RATE) * cosine)
+
+
+class Order:
+    """Which windows a step takes: every window once an epoch, each epoch in an order of its own."""
+
+    def __init__(self, windows: int, seed: int) -> None:
+        self._windows, self._seed = windows, seed
+
+    def batch(self, step: int, size: int) -> NDArray[np.intp]:
+        """The windows of step 0, 1, …"""
+        places = np.arange(step * size, (step + 1) * size)
+        return np.array([self._epoch(int(p) // self._windows)[p % self._windows] for p in places])
+
+    def _epoch(self, epoch: int) -> NDArray[np.intp]:
+        return np.random.default_rng((self._seed, epoch)).permutation(self._windows)
+
+
+def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """Of logits [..., vocab], in nats: float32 [...]."""
+    log_p, log_q = (logits.float().log_softmax(-1) for logits in (teacher, student))
+    return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def distance(state: Tensor, other: Tensor) -> Tensor:
+    """Mean squared distance of states [batch, n, width], relative to each token's own square.
+
+    A few tokens' states are a thousand times larger than others': without that they were all.
+    """
+    square = other.square().mean(-1, keepdim=True)
+    return ((state - other).square() / square).mean()
+
+
+@torch.no_grad()
+def divergence(decoder: Decoder, teacher: Teacher, tokens: Tokens) -> float:
+    """Mean divergence from the teacher over int32 [n, length]."""
+    device = decoder.cos.device
+    windows = (torch.from_numpy(window[None]).long().to(device) for window in tokens)
+    return float(
+        np.mean(
+            [
+                kl_divergence(teacher.lesson(w).logits, decoder.logits(decoder(w))).mean().item()
+                for w in windows
+            ]
+        )
+    )

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from compile.allowance import allowance
 from compile.checkpoint import Checkpoint
 from compile.corpus import Tokens, picked, read_tokens, split
 from compile.errors import CompileError
@@ -24,7 +23,8 @@ from compile.evaluate.predictors import CheckpointPredictor
 from compile.graph import KINDS
 from compile.importer import open_checkpoint
 from compile.pipeline import Options, Report, make_artifact
-from compile.quantize.formats import Formats, parse_kinds
+from compile.quantize.calibrate import calibrate
+from compile.quantize.formats import Formats, MatrixFormat
 from compile.quantize.nearest import QuantizedCheckpoint
 from compile.recipe import Recipe, Training
 from compile.sources import resolve
@@ -32,10 +32,19 @@ from compile.stored import open_stored, store
 from compile.work import Step, Work, content_key, digest
 from edge_llm import manifest as m
 from edge_llm.evaluation import score
+from edge_llm.files import replacing
+
+if TYPE_CHECKING:  # PyTorch is imported where something is learned
+    from compile.distill.machine import Machine
+    from compile.distill.teacher import Teacher
 
 WEIGHTS = "weights.safetensors"  # of a step that leaves a model
 TOKENS = "tokens.npy"  # of one that leaves a text
 CURVE = "curve.jsonl"  # of one that trains
+STATE = "state.safetensors"  # of one that is training
+
+SENSITIVITY_TOKENS = 2048  # each takes a row of logits in memory
+CURVE_TOKENS = 2048  # held out, on which a training shows how far it is
 
 Done = Callable[[float], None]
 T = TypeVar("T")
@@ -148,14 +157,17 @@ class Run:
         return Data(tokens, held, *notes)
 
     def _sampled(self, teacher: Model) -> Tokens:
-        settings = self.recipe.data
+        settings, files = self.recipe.data, teacher.checkpoint.tokenizer
+        wanted = {"tokens": settings.tokens, "length": settings.length, "seed": settings.seed}
 
         def make(folder: Path, done: Done) -> None:
             from compile.distill.data import sample
 
-            sample(teacher.checkpoint, settings, folder / TOKENS, done)
+            tokens = sample(self._teacher()[0], files, **wanted, folder=folder, report=done)
+            with replacing(folder / TOKENS) as file:
+                np.save(file, tokens)
 
-        step = self._step("sample", {"teacher": teacher.key, "data": asdict(settings)}, make)
+        step = self._step("sample", {"teacher": teacher.key, **wanted}, make)
         tokens: Tokens = np.load(step.folder / TOKENS)
         return tokens
 
@@ -166,14 +178,18 @@ class Run:
             return teacher
         tokens = self._calibration(data)
 
-        def make(folder: Path, done: Done) -> None:
+        def make(folder: Path, done: Done) -> dict[str, Any]:
             from compile.distill.prune import prune
 
-            store(folder / WEIGHTS, prune(teacher.checkpoint, shape, tokens, done))
+            pruned = prune(teacher.checkpoint, shape, tokens, done)
+            store(folder / WEIGHTS, pruned.checkpoint)
+            return {"layers": pruned.layers}
 
         inputs = {"teacher": teacher.key, "shape": asdict(shape), "data": hash_tokens(tokens)}
-        pruned = self._made(opened_model("pruned", self._step("prune", inputs, make)))
-        return self._trained("distill", "distilled", pruned, teacher, training, data)
+        step = self._step("prune", inputs, make)
+        pruned = self._made(opened_model("pruned", step))
+        step = self._trained("distill", pruned, training, data, layers=step.facts["layers"])
+        return self._made(opened_model("distilled", step, f"{training.steps:,} steps"))
 
     def quantized(self, student: Model, teacher: Model, data: Data) -> Model:
         """The student in integers, and trained on with them if the recipe wants that."""
@@ -183,64 +199,97 @@ class Run:
         model = self._made(Model("rounded", "to the nearest values", key, rounded))
         if self.recipe.quantize.method == "calibrated":
             model = self._calibrated(student, formats, data)
-        if self.recipe.finetune is not None:
-            model = self._trained(
-                "finetune", "finetuned", model, teacher, self.recipe.finetune, data
-            )
-        return model
+        training = self.recipe.finetune
+        if training is None:
+            return model
+        step = self._trained("finetune", student, training, data, quantized=model)
+        note = f"{training.steps:,} steps with rounded weights"
+        return self._made(opened_model("finetuned", step, note))
 
     def _formats(self, student: Model, data: Data) -> Formats:
-        """Of each kind of matrices: chosen by the budget, or as the options say."""
-        if self.recipe.budget is None:
-            return Formats.of(student.checkpoint, self.options.formats)
-        config, files = student.checkpoint.config, student.checkpoint.tokenizer
-        left = allowance(self.recipe.budget, config, files, self.options)
-        tokens = self._calibration(data)
+        """Of each kind of matrices: as the budget allows and the model minds least, or as asked."""
+        checkpoint, budget = student.checkpoint, self.recipe.budget
+        if budget is None:
+            return Formats.of(checkpoint, self.options.formats)
+        from compile.allowance import allowance
+        from compile.quantize.budget import candidates, choose, sensitivity, sizes
+
+        left = allowance(limit(budget), checkpoint, context(checkpoint.config, self.options))
+        tokens = picked(data.learned, SENSITIVITY_TOKENS, self.recipe.data.seed)
 
         def make(folder: Path, done: Done) -> dict[str, Any]:
-            from compile.quantize.budget import choose
+            tried = candidates(checkpoint.config)
+            costs = sensitivity(checkpoint, tokens, tried, lambda _stage, share: done(share))
+            return {
+                kind: {str(form): cost for form, cost in by_form.items()}
+                for kind, by_form in costs.items()
+            }
 
-            chosen = choose(student.checkpoint, left, tokens, done)
-            return {kind: str(chosen[kind]) for kind in KINDS}
-
-        inputs = {"student": student.key, "bytes": left, "tokens": hash_tokens(tokens)}
-        return Formats(**parse_kinds(self._step("formats", inputs, make).facts.items()))
+        inputs = {"student": student.key, "tokens": hash_tokens(tokens)}
+        facts = self._step("sensitivity", inputs, make).facts
+        costs = {
+            kind: {MatrixFormat.parse(form): cost for form, cost in facts[kind].items()}
+            for kind in KINDS
+        }
+        return choose(costs, sizes(checkpoint.config), left)
 
     def _calibrated(self, student: Model, formats: Formats, data: Data) -> Model:
         """Every matrix rounded for the inputs that it gets."""
         tokens = self._calibration(data)
 
         def make(folder: Path, done: Done) -> None:
-            from compile.quantize.calibrate import calibrate
-
-            store(folder / WEIGHTS, calibrate(student.checkpoint, formats, tokens, done))
+            quantized = calibrate(
+                student.checkpoint, formats, tokens, lambda _stage, share: done(share)
+            )
+            store(folder / WEIGHTS, quantized)
 
         inputs = {"student": student.key, "formats": str(formats), "tokens": hash_tokens(tokens)}
         step = self._step("quantize", inputs, make)
         return self._made(opened_model("calibrated", step, f"on {tokens.size:,} tokens"))
 
     def _trained(
-        self, name: str, title: str, student: Model, teacher: Model, training: Training, data: Data
-    ) -> Model:
-        """A student, in floats or integers, that has learned from the teacher."""
+        self,
+        name: str,
+        student: Model,
+        training: Training,
+        data: Data,
+        *,
+        layers: Sequence[int] | None = None,
+        quantized: Model | None = None,
+    ) -> Step:
+        """A step in which a student learns from the teacher; ``quantized`` rounds it meanwhile."""
+        chosen = {**asdict(training), "seed": self.recipe.data.seed}
+        shown = data.held_out[: max(1, CURVE_TOKENS // data.held_out.shape[1])]
 
         def make(folder: Path, done: Done) -> None:
-            from compile.distill.train import train
+            from compile.distill.train import Settings, train
 
+            teacher, machine = self._teacher()
             trained = train(
-                student.checkpoint, teacher.checkpoint, data.learned, training, folder, done
-            )
+                student.checkpoint, teacher, data.learned, Settings(**chosen), folder, machine,
+                quantized=quantized and quantized.checkpoint, layers=layers, held_out=shown,
+                report=done,
+            )  # fmt: skip
             store(folder / WEIGHTS, trained)
 
         inputs = {
             "student": student.key,
-            "teacher": teacher.key,
+            "quantized": quantized and quantized.key,
+            "teacher": self.models[0].key,
             "tokens": hash_tokens(data.learned),
-            "training": asdict(training),
-            "seed": self.recipe.data.seed,
+            "training": {key: value for key, value in chosen.items() if key != "save_every"},
         }
         step = self._step(name, inputs, make)
-        return self._made(opened_model(title, step, f"{training.steps:,} steps"))
+        (step.folder / STATE).unlink(missing_ok=True)  # thrice the weights, and of no more use
+        return step
+
+    def _teacher(self) -> tuple[Teacher, Machine]:
+        """The teacher as PyTorch runs it, and where."""
+        from compile.distill.machine import Machine
+        from compile.distill.teacher import open_teacher
+
+        machine = Machine.here()
+        return open_teacher(resolve(self.options.source), machine), machine
 
     def packed(self, model: Model) -> m.Manifest:
         """Lower, build and pack: the artifact."""

@@ -89,20 +89,20 @@ def quantize(checkpoint: Checkpoint, options: Options, report: Report) -> Quanti
 
 def make_plan(config: ModelConfig, formats: Formats, options: Options) -> Plan:
     """Sizes, formats and the place of every byte."""
-    context = options.context or min(config.context, DEFAULT_CONTEXT)
-    if not 1 <= context <= config.context:
-        raise CompileError(
-            f"context {context}: {config.name} was trained for 1 to {config.context} positions"
-        )
     plan = Plan(
         config=config,
         graph=FAMILIES[config.family](config),
-        context=context,
+        context=positions(config, options),
         formats=formats,
         layout=ISAS[options.target.isa].layout.NAME,
     )
     plan.check()
     return plan
+
+
+def positions(config: ModelConfig, options: Options) -> int:
+    """The most that a conversation may have."""
+    return options.context or min(config.context, DEFAULT_CONTEXT)
 
 
 def lower_model(plan: Plan, options: Options, report: Report) -> Lowered:

@@ -125,7 +125,7 @@ class Quantization:
 class Budget:
     """What the model may take; one of these."""
 
-    bits_per_weight: float | None = number(4.0, 9.0, None)  # over all matrices, scales counted
+    bits_per_weight: float | None = number(1.0, 16.0, None)  # over all matrices, scales counted
     megabytes: float | None = number(0.1, 4095.0, None)  # 10^6 bytes, of the artifact
     fits: str | None = choice(
         *TARGETS, default=None

@@ -13,6 +13,7 @@ what accuracy is measured against; ``Device`` is the arithmetic of the CPU targe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -138,7 +139,11 @@ class Cache:
 
 
 class Reference:
-    """A checkpoint's decoder under one arithmetic."""
+    """A checkpoint's decoder under one arithmetic.
+
+    ``logits`` is all of it; its three parts let several models take turns, a layer at a time. They
+    take float32 [sequences · length, width] of as many sequences of one length.
+    """
 
     def __init__(self, checkpoint: Checkpoint, arithmetic: Arithmetic) -> None:
         self._checkpoint = checkpoint
@@ -150,23 +155,44 @@ class Reference:
 
         They begin a sequence, or go on with the one in ``cache``, which they join.
         """
-        config = self._checkpoint.config
         cache = cache or Cache()
-        tables = numerics.rope_tables(config.rope_frequencies, cache.length + len(tokens))
-        cos, sin = tables[0][cache.length :], tables[1][cache.length :]
-        embedding = self._checkpoint.tensor(self._graph.embedding.weight)
-        values: dict[str, F32] = {self._graph.embedding.out: embed(embedding, tokens)}
-        for layer in range(config.layers):
-            for op in self._graph.layer:
-                if isinstance(op, Attention):
-                    values[op.k], values[op.v] = cache.extended(layer, values[op.k], values[op.v])
-                operate(op, values, self._layer(layer), self._arithmetic, cos, sin)
-        for op in self._graph.output:
-            operate(op, values, self._checkpoint.tensor, self._arithmetic, cos, sin)
+        x = self.embed(tokens)
+        for layer in range(self._checkpoint.config.layers):
+            x = self._advanced(layer, self._weights(layer), x, cache)
         cache.length += len(tokens)
+        return self.output(x)
+
+    def embed(self, tokens: Sequence[int]) -> F32:
+        """The residual stream before the first layer."""
+        return embed(self._checkpoint.tensor(self._graph.embedding.weight), tokens)
+
+    def layer(self, layer: int, x: F32, sequences: int = 1) -> F32:
+        """The residual stream behind a layer."""
+        weights = functools.cache(self._weights(layer))  # read once for all sequences
+        each = np.split(x, sequences)
+        return np.concatenate([self._advanced(layer, weights, one, Cache()) for one in each])
+
+    def output(self, x: F32) -> F32:
+        """Logits, float32 [len(x), vocab]."""
+        values = {self._graph.embedding.out: x}
+        none = np.empty((len(x), 0), np.float32)  # no operation here is about positions
+        for op in self._graph.output:
+            operate(op, values, self._checkpoint.tensor, self._arithmetic, none, none)
         return values["logits"]
 
-    def _layer(self, layer: int) -> Callable[[str], Tensor]:
+    def _advanced(self, layer: int, weights: Callable[[str], Tensor], x: F32, cache: Cache) -> F32:
+        """One sequence's residual stream behind a layer."""
+        frequencies = self._checkpoint.config.rope_frequencies
+        tables = numerics.rope_tables(frequencies, cache.length + len(x))
+        cos, sin = (table[cache.length :] for table in tables)
+        values = {self._graph.embedding.out: x}
+        for op in self._graph.layer:
+            if isinstance(op, Attention):
+                values[op.k], values[op.v] = cache.extended(layer, values[op.k], values[op.v])
+            operate(op, values, weights, self._arithmetic, cos, sin)
+        return values[self._graph.embedding.out]
+
+    def _weights(self, layer: int) -> Callable[[str], Tensor]:
         return lambda name: self._checkpoint.tensor(name.format(layer=layer))
 
 

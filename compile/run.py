@@ -16,23 +16,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from compile.allowance import ArtifactSize, Bits, Fits, allowance
 from compile.checkpoint import Checkpoint
 from compile.corpus import Tokens, picked, read_tokens, split
 from compile.errors import CompileError
 from compile.evaluate.predictors import CheckpointPredictor
 from compile.graph import KINDS
 from compile.importer import open_checkpoint
-from compile.pipeline import Options, Report, make_artifact
+from compile.pipeline import Options, Report, make_artifact, positions
+from compile.quantize.budget import candidates, choose, sensitivity, sizes
 from compile.quantize.calibrate import calibrate
 from compile.quantize.formats import Formats, MatrixFormat
 from compile.quantize.nearest import QuantizedCheckpoint
-from compile.recipe import Recipe, Training
+from compile.recipe import Budget, Recipe, Training
 from compile.sources import resolve
 from compile.stored import open_stored, store
 from compile.work import Step, Work, content_key, digest
 from edge_llm import manifest as m
 from edge_llm.evaluation import score
 from edge_llm.files import replacing
+from targets import TARGETS
 
 if TYPE_CHECKING:  # PyTorch is imported where something is learned
     from compile.distill.machine import Machine
@@ -130,6 +133,8 @@ class Run:
         path = resolve(self.options.source)
         teacher = Model("teacher", "as it came", content_key(path), open_checkpoint(path))
         done(1.0)
+        if self.recipe.budget is not None and self.recipe.student is None:
+            self._allowed(teacher.checkpoint, self.recipe.budget)  # before anything takes hours
         return self._made(teacher)
 
     def data(self, teacher: Model) -> Data:
@@ -188,6 +193,8 @@ class Run:
         inputs = {"teacher": teacher.key, "shape": asdict(shape), "data": hash_tokens(tokens)}
         step = self._step("prune", inputs, make)
         pruned = self._made(opened_model("pruned", step))
+        if self.recipe.budget is not None:
+            self._allowed(pruned.checkpoint, self.recipe.budget)
         step = self._trained("distill", pruned, training, data, layers=step.facts["layers"])
         return self._made(opened_model("distilled", step, f"{training.steps:,} steps"))
 
@@ -211,10 +218,7 @@ class Run:
         checkpoint, budget = student.checkpoint, self.recipe.budget
         if budget is None:
             return Formats.of(checkpoint, self.options.formats)
-        from compile.allowance import allowance
-        from compile.quantize.budget import candidates, choose, sensitivity, sizes
-
-        left = allowance(limit(budget), checkpoint, context(checkpoint.config, self.options))
+        left = self._allowed(checkpoint, budget)
         tokens = picked(data.learned, SENSITIVITY_TOKENS, self.recipe.data.seed)
 
         def make(folder: Path, done: Done) -> dict[str, Any]:
@@ -232,6 +236,14 @@ class Run:
             for kind in KINDS
         }
         return choose(costs, sizes(checkpoint.config), left)
+
+    def _allowed(self, checkpoint: Checkpoint, budget: Budget) -> int:
+        """Bytes that the budget leaves for the matrices; CompileError where none is enough."""
+        context = positions(checkpoint.config, self.options)
+        left = allowance(limit(budget, context), checkpoint, context)
+        taken = sizes(checkpoint.config)
+        choose({kind: dict.fromkeys(forms, 0.0) for kind, forms in taken.items()}, taken, left)
+        return left
 
     def _calibrated(self, student: Model, formats: Formats, data: Data) -> Model:
         """Every matrix rounded for the inputs that it gets."""
@@ -353,6 +365,16 @@ def told(parts: Sequence[T], done: Done) -> Iterator[T]:
     for index, part in enumerate(parts):
         done(index / len(parts))
         yield part
+
+
+def limit(budget: Budget, context: int) -> Bits | ArtifactSize | Fits:
+    """What a recipe's budget bounds."""
+    if budget.bits_per_weight is not None:
+        return Bits(budget.bits_per_weight)
+    if budget.megabytes is not None:
+        return ArtifactSize(round(budget.megabytes * 1e6))
+    assert budget.fits is not None
+    return Fits(TARGETS[budget.fits], context)
 
 
 def opened_model(title: str, step: Step, note: str = "") -> Model:

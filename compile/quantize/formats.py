@@ -61,7 +61,9 @@ class MatrixFormat:
             return INT8
         if match := re.fullmatch("int4-g(32|64|128)(-asym)?", text):
             return cls(4, int(match[1]), match[2] is None)
-        raise CompileError(f"no format {text!r}: write int8 or int4-gN, N 32, 64 or 128, or -asym")
+        raise CompileError(
+            f"no format {text!r}: write int8, int4-gN or int4-gN-asym with N 32, 64 or 128"
+        )
 
     @classmethod
     def of(cls, tensor: Tensor) -> MatrixFormat | None:

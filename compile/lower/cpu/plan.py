@@ -274,6 +274,11 @@ class Plan:
     def check(self) -> None:
         """Raise UnsupportedError for sizes that the kernels do not cover, naming them."""
         config = self.config
+        if not 1 <= self.context <= config.context:
+            raise UnsupportedError(
+                f"context {self.context}: {config.name} was trained for 1 to {config.context} "
+                "positions"
+            )
         for what, value, multiple in (
             ("width", config.width, 32),
             ("head size", config.head_dim, 32),

@@ -112,7 +112,7 @@ def run_recipe(
     teacher = run.imported()
     data = run.data(teacher)
     student = run.distilled(teacher, data)
-    quantized = run.quantized(student, teacher, data)
+    quantized = run.quantized(student, data)
     manifest = run.packed(quantized)
     return Outcome(manifest, data, run.trials(data), tuple(work.steps))
 
@@ -198,7 +198,7 @@ class Run:
         step = self._trained("distill", pruned, training, data, layers=step.facts["layers"])
         return self._made(opened_model("distilled", step, f"{training.steps:,} steps"))
 
-    def quantized(self, student: Model, teacher: Model, data: Data) -> Model:
+    def quantized(self, student: Model, data: Data) -> Model:
         """The student in integers, and trained on with them if the recipe wants that."""
         formats = self._formats(student, data)
         rounded = QuantizedCheckpoint(student.checkpoint, formats)

@@ -306,7 +306,8 @@ class Run:
     def packed(self, model: Model) -> m.Manifest:
         """Lower, build and pack: the artifact."""
         quantized = QuantizedCheckpoint(model.checkpoint, Formats.of(model.checkpoint))
-        return make_artifact(quantized, self.options, self._report)
+        with self.work.timed("lower, build, pack"):
+            return make_artifact(quantized, self.options, self._report)
 
     def trials(self, data: Data) -> tuple[Trial, ...]:
         """What each model makes of the held-out text; the first and the last answer prompts."""

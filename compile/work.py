@@ -91,6 +91,14 @@ class Work:
         self.steps.append(step)
         return step
 
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """A step whose result is kept elsewhere, and made each time."""
+        reset_peak()
+        started = time.monotonic()
+        yield
+        self.steps.append(Step(name, "", self.path, time.monotonic() - started, peak_bytes()))
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[Work]:

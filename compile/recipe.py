@@ -148,7 +148,7 @@ class Evaluation:
     """What the stages are compared on."""
 
     text: tuple[Path, ...] = ()  # that no training saw; none: a part of the data is held out
-    tokens: int = number(16, 10**7, 8192)
+    tokens: int = number(16, 10**7, 4096)
     prompts: tuple[str, ...] = (
         "What is the capital of France?",
         "Explain in two sentences why the sky is blue.",

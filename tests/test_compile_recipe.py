@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compile.commands import recipe as command
+from compile.commands.recipe import planned
 from compile.errors import CompileError
+from compile.quantize.formats import INT4, Choices
 from compile.recipe import TABLES, Budget, Data, Recipe, Student, Training, read_recipe
 
 
@@ -115,3 +118,63 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_bytes(b"\xff")
     with pytest.raises(CompileError, match="not UTF-8"):
         read_recipe(tmp_path / "recipe.toml")
+
+
+def test_options_beside_a_recipe_add_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("[data]\ntext = 'a.txt'\n[quantize]\ngroup = 64", encoding="utf-8")
+    plan = planned(path, "rpi4", 512, Choices(head_bits=4))
+    assert (plan.target, plan.context) == ("rpi4", 512)
+    assert plan.formats == Choices(group=64, head_bits=4)
+    path.write_text(
+        "[data]\ntext = 'a.txt'\n[budget]\nfits = 'rpi5'\ncontext = 99", encoding="utf-8"
+    )
+    plan = planned(path, None, None, Choices())
+    assert (plan.target, plan.context) == ("rpi5", 99)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("[quantize]\ngroup = 64", (None, None, Choices(group=32)), "--group: .* has .quantize. g"),
+        ("[quantize]\nhead_bits = 4", (None, None, Choices(head_bits=4)), "--head-bits: .* has"),
+        ("[budget]\nmegabytes = 9", (None, None, Choices(symmetric=True)), "chooses the formats"),
+        ("[budget]\nmegabytes = 9", (None, None, Choices(kinds={"o": INT4})), "chooses the form"),
+        ("[budget]\nfits = 'rpi5'", ("rpi4", None, Choices()), "--target: .* has .budget. fits"),
+        (
+            "[budget]\nfits = 'rpi5'\ncontext = 9",
+            (None, 8, Choices()),
+            "--context: .* has .budget. context already; give one of them",
+        ),
+    ],
+)
+def test_options_that_a_recipe_names_too_are_refused(
+    tmp_path: Path, text: str, options: tuple[str | None, int | None, Choices], message: str
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"[data]\ntext = 'a.txt'\n{text}", encoding="utf-8")
+    with pytest.raises(CompileError, match=message):
+        planned(path, *options)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[finetune]\nsteps = 5", r"\[finetune\]"),
+        ("[student]\nlayers = 2\n[distill]\nsteps = 5", r"\[distill\]"),
+        ("[quantize]\nmethod = 'calibrated'", r"\[data\] without a text"),
+    ],
+)
+def test_learning_without_pytorch_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, what: str
+) -> None:
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda _name: None)
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(CompileError, match=rf"{what}.* takes PyTorch: pip install 'edge-llm"):
+        planned(path, None, None, Choices())
+
+
+@pytest.mark.parametrize("path", sorted(Path("compile/recipes").glob("*.toml")), ids=str)
+def test_the_recipes_that_come_along(path: Path) -> None:
+    assert read_recipe(path).budget is not None

@@ -87,7 +87,10 @@ def make(
             plan.path.read_text(encoding="utf-8").strip(),
             plan.recipe.evaluate.prompts,
         )
-        write_report(report_path(output), told)
+        try:
+            write_report(report_path(output), told)
+        except OSError as error:
+            raise CompileError(f"cannot write {report_path(output)}: {error.strerror}") from None
     return outcome.manifest
 
 

@@ -279,14 +279,14 @@ class Run:
             teacher, machine = self._teacher()
             trained = train(
                 student.checkpoint, teacher, data.learned, Settings(**chosen), folder, machine,
-                quantized=quantized and quantized.checkpoint, layers=layers, held_out=shown,
-                report=done,
+                quantized=quantized.checkpoint if quantized else None, layers=layers,
+                held_out=shown, report=done,
             )  # fmt: skip
             store(folder / WEIGHTS, trained)
 
         inputs = {
             "student": student.key,
-            "quantized": quantized and quantized.key,
+            "quantized": quantized.key if quantized else None,
             "teacher": self.models[0].key,
             "tokens": hash_tokens(data.learned),
             "training": {key: value for key, value in chosen.items() if key != "save_every"},

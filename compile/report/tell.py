@@ -123,6 +123,6 @@ def curve(step: Step) -> Curve | None:
     for line in path.read_text(encoding="utf-8").splitlines():
         point = json.loads(line)
         for name in ("loss", "kl"):
-            if name in point:
+            if point.get(name) is not None:
                 values.setdefault(name, []).append((point["step"], point[name]))
     return Curve(step.name, values)

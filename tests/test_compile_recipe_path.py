@@ -1,8 +1,9 @@
-"""The whole way of a recipe as a user walks it: killed twice, the same artifact comes out."""
+"""The whole way of a recipe as a user walks it: out of disk, killed twice, the same comes out."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -38,12 +39,20 @@ answer = 4
 SECONDS = 600.0  # in which a process must come to where it is killed
 
 
-def start(folder: Path, name: str, *options: str) -> subprocess.Popen[str]:
-    """``python -m compile`` with the recipe, on one thread: tiny products take no more."""
+def start(folder: Path, name: str, largest_file: int | None = None) -> subprocess.Popen[str]:
+    """``python -m compile`` with the recipe, on one thread: tiny products take no more.
+
+    ``largest_file`` bounds what it may write, in bytes, as a full disk does.
+    """
+
+    def bounded() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     command = ("tiny.gguf", "--recipe", "recipe.toml", "--target", "native", "-o", name)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return subprocess.Popen(
-        [sys.executable, "-m", "compile", *command, *options],
+        [sys.executable, "-m", "compile", *command],
         cwd=folder,
         env={
             **os.environ,
@@ -53,6 +62,7 @@ def start(folder: Path, name: str, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=bounded,
     )
 
 
@@ -76,12 +86,18 @@ def kill_when(process: subprocess.Popen[str], folder: Path, pattern: str) -> Non
 
 
 @pytest.mark.slow
-def test_killed_between_and_inside_stages_it_ends_the_same(tmp_path: Path) -> None:
+def test_stopped_and_killed_it_ends_the_same(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     write_tiny_gguf(tmp_path / "tiny.gguf", quantization="F16", layers=3)
     (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     said = finish(start(tmp_path, "whole.edge"))
     assert "finetune: done" in said
+
+    full = start(tmp_path, "killed.edge", largest_file=1 << 16)
+    *_, error = full.communicate(timeout=SECONDS)[1].splitlines()
+    assert full.returncode == 1
+    assert error.startswith("error: killed.edge.work: no space is left")
+    assert not list(tmp_path.glob("killed.edge.work/quantize-*/weights.safetensors"))
 
     kill_when(start(tmp_path, "killed.edge"), tmp_path, "killed.edge.work/quantize-*/done.json")
     kill_when(

@@ -11,6 +11,8 @@ import pytest
 from compile.report.content import Curve
 from compile.report.curves import draw
 from compile.report.page import human_bytes, human_count, human_time, render, write_report
+from compile.report.tell import curve
+from compile.work import Step
 from tests.sample_report import sample_report
 
 VOID = {"meta", "path", "use", "rect", "br", "link", "img"}
@@ -94,3 +96,12 @@ def test_curves_take_their_colours_from_the_page_and_share_no_ids() -> None:
 )
 def test_figures_for_people(text: str, wanted: str) -> None:
     assert text.replace("\xa0", " ") == wanted
+
+
+def test_a_curve_has_the_points_that_were_measured(tmp_path: Path) -> None:
+    step = Step("finetune", "", tmp_path, 1.0, 0)
+    assert curve(step) is None
+    (tmp_path / "curve.jsonl").write_text(
+        '{"step": 50, "loss": 2.0, "kl": null}\n{"step": 100, "loss": 1.5, "kl": 0.5}\n'
+    )
+    assert curve(step) == Curve("finetune", {"loss": [(50, 2.0), (100, 1.5)], "kl": [(100, 0.5)]})

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compile.commands import recipe as command
 from compile.commands.recipe import planned
 from compile.errors import CompileError
 from compile.quantize.formats import INT4, Choices
@@ -168,7 +167,7 @@ def test_options_that_a_recipe_names_too_are_refused(
 def test_learning_without_pytorch_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, what: str
 ) -> None:
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     path = tmp_path / "recipe.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(CompileError, match=rf"{what}.* takes PyTorch: pip install 'edge-llm"):

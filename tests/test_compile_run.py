@@ -104,8 +104,9 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_made(
 
 def test_texts_too_short(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "line.txt").write_text("One line.\n", encoding="utf-8")
-    with pytest.raises(CompileError, match=r"line\.txt: \d+ tokens, of which a sequence takes 512"):
-        quantized(folder, tmp_path, a_recipe(folder, data=Data((tmp_path / "line.txt",))))
+    with pytest.raises(CompileError, match=r"line\.txt: \d+ tokens, of which a sequence takes 64"):
+        data = Data((tmp_path / "line.txt",), length=64)
+        quantized(folder, tmp_path, a_recipe(folder, data=data))
     with pytest.raises(CompileError, match="length 512: Tiny was trained for 256 positions"):
         quantized(folder, tmp_path, a_recipe(folder, data=Data((folder / "text.txt",))))
 
@@ -113,7 +114,8 @@ def test_texts_too_short(folder: Path, tmp_path: Path) -> None:
 def test_sequences_of_a_text(folder: Path) -> None:
     files = open_checkpoint(folder / "tiny.gguf").tokenizer
     tokens = read_tokens([folder / "text.txt"], files, LENGTH, 10**9)
-    assert (tokens.dtype, tokens.shape[1]) == (np.int32, LENGTH)
+    assert tokens.dtype == np.int32
+    assert tokens.shape[1] == LENGTH
     twice = read_tokens([folder / "text.txt"] * 2, files, LENGTH, 10**9)
     np.testing.assert_array_equal(twice[: len(tokens)], tokens)
     assert read_tokens([folder / "text.txt"], files, LENGTH, 5 * LENGTH + 3).shape == (5, LENGTH)

@@ -94,15 +94,16 @@ def test_a_killed_process_leaves_no_result_and_no_lock(tmp_path: Path) -> None:
         ):
             pass
         process.send_signal(signal.SIGKILL)
-    seen = []
+
+    def go_on(folder: Path) -> Mapping[str, Any]:
+        return {"seen": (folder / "half").read_text()}
+
     with opened(tmp_path) as work:
         first = work.step("first", {"a": 1}, Counter())
-        assert first.facts == {"made": "by the process that was killed"}
-        second = work.step(
-            "second", {"a": 1}, lambda folder: {"seen": seen.append((folder / "half").read_text())}
-        )
+        second = work.step("second", {"a": 1}, go_on)
+    assert first.facts == {"made": "by the process that was killed"}
     assert not second.reused
-    assert seen == ["left behind"]
+    assert second.facts == {"seen": "left behind"}
 
 
 def test_time_of_failed_attempts_counts(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ what accuracy is measured against; ``Device`` is the arithmetic of the CPU targe
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -123,7 +122,7 @@ class Cache:
 
     Attributes:
         length: tokens so far.
-        layers: each layer's keys and values, float32 [length, kv_heads · head_dim].
+        layers: each layer's keys and values, float32 [length, kv_heads, head_dim].
     """
 
     length: int = 0
@@ -141,8 +140,8 @@ class Cache:
 class Reference:
     """A checkpoint's decoder under one arithmetic.
 
-    ``logits`` is all of it; its three parts let several models take turns, a layer at a time. They
-    take float32 [sequences · length, width] of as many sequences of one length.
+    ``logits`` is all of it; the parts let several models take turns, a layer at a time. They take
+    float32 [sequences · length, width] of as many sequences of one length.
     """
 
     def __init__(self, checkpoint: Checkpoint, arithmetic: Arithmetic) -> None:
@@ -158,7 +157,7 @@ class Reference:
         cache = cache or Cache()
         x = self.embed(tokens)
         for layer in range(self._checkpoint.config.layers):
-            x = self._advanced(layer, self._weights(layer), x, cache)
+            x = self.layer(layer, x, cache=cache)
         cache.length += len(tokens)
         return self.output(x)
 
@@ -166,34 +165,30 @@ class Reference:
         """The residual stream before the first layer."""
         return embed(self._checkpoint.tensor(self._graph.embedding.weight), tokens)
 
-    def layer(self, layer: int, x: F32, sequences: int = 1) -> F32:
+    def layer(self, layer: int, x: F32, sequences: int = 1, cache: Cache | None = None) -> F32:
         """The residual stream behind a layer."""
-        weights = functools.cache(self._weights(layer))  # read once for all sequences
-        each = np.split(x, sequences)
-        return np.concatenate([self._advanced(layer, weights, one, Cache()) for one in each])
+        values = {self._graph.embedding.out: x}
+        length = cache.length if cache else 0
+        config = self._checkpoint.config
+        tables = numerics.rope_tables(config.rope_frequencies, length + len(x) // sequences)
+        for operation in self._graph.layer:
+            operate(
+                operation,
+                values,
+                lambda name: self._checkpoint.tensor(name.format(layer=layer)),
+                self._arithmetic,
+                (tables[0][length:], tables[1][length:]),
+                sequences,
+                (lambda k, v: cache.extended(layer, k, v)) if cache else None,
+            )
+        return values[self._graph.embedding.out]
 
     def output(self, x: F32) -> F32:
         """Logits, float32 [len(x), vocab]."""
         values = {self._graph.embedding.out: x}
-        none = np.empty((len(x), 0), np.float32)  # no operation here is about positions
-        for op in self._graph.output:
-            operate(op, values, self._checkpoint.tensor, self._arithmetic, none, none)
+        for operation in self._graph.output:
+            operate(operation, values, self._checkpoint.tensor, self._arithmetic)
         return values["logits"]
-
-    def _advanced(self, layer: int, weights: Callable[[str], Tensor], x: F32, cache: Cache) -> F32:
-        """One sequence's residual stream behind a layer."""
-        frequencies = self._checkpoint.config.rope_frequencies
-        tables = numerics.rope_tables(frequencies, cache.length + len(x))
-        cos, sin = (table[cache.length :] for table in tables)
-        values = {self._graph.embedding.out: x}
-        for op in self._graph.layer:
-            if isinstance(op, Attention):
-                values[op.k], values[op.v] = cache.extended(layer, values[op.k], values[op.v])
-            operate(op, values, weights, self._arithmetic, cos, sin)
-        return values[self._graph.embedding.out]
-
-    def _weights(self, layer: int) -> Callable[[str], Tensor]:
-        return lambda name: self._checkpoint.tensor(name.format(layer=layer))
 
 
 def operate(
@@ -201,21 +196,26 @@ def operate(
     values: dict[str, F32],
     weight: Callable[[str], Tensor],
     arithmetic: Arithmetic,
-    cos: F32,
-    sin: F32,
+    rope: tuple[F32, F32] | None = None,
+    sequences: int = 1,
+    extend: Callable[[F32, F32], tuple[F32, F32]] | None = None,
 ) -> None:
-    """Perform one operation on the named values of a sequence, float32 [n, size] each.
+    """Perform one operation on named values, float32 [sequences · length, size] each.
 
     Args:
         operation: of a graph.
         values: read and written.
-        weight: gives the tensor of a name as it stands in the operation.
+        weight: gives the tensor that an operation names.
         arithmetic: how.
-        cos, sin: [n, head_dim / 2], of the sequence's positions.
+        rope: cos and sin of the positions, [length, head_dim / 2]; for operations on heads.
+        sequences: how many follow each other in the values.
+        extend: puts keys and values of earlier positions before these, if there are any.
     """
 
-    def heads(name: str) -> F32:
-        return values[name].reshape(len(values[name]), -1, 2 * cos.shape[1])
+    def heads(name: str) -> list[F32]:
+        """Of each sequence, [length, heads, head_dim]."""
+        assert rope is not None
+        return list(values[name].reshape(sequences, len(rope[0]), -1, 2 * rope[0].shape[1]))
 
     match operation:
         case Norm(out, x, name, eps):
@@ -223,9 +223,14 @@ def operate(
         case Linear(out, x, name):
             values[out] = arithmetic.linear(values[x], weight(name))
         case Rope(x):
-            values[x] = arithmetic.rotate(heads(x), cos, sin).reshape(len(cos), -1)
+            assert rope is not None
+            rotated = [arithmetic.rotate(one, *rope) for one in heads(x)]
+            values[x] = np.concatenate(rotated).reshape(values[x].shape)
         case Attention(out, q, k, v):
-            values[out] = arithmetic.attention(heads(q), heads(k), heads(v))
+            each = zip(heads(q), heads(k), heads(v), strict=True)
+            values[out] = np.concatenate(
+                [arithmetic.attention(a, *(extend(b, c) if extend else (b, c))) for a, b, c in each]
+            )
         case Gate(out, gate, up):
             values[out] = arithmetic.gate(values[gate], values[up])
         case Residual(x, y):

@@ -104,9 +104,9 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_made(
 
 def test_texts_too_short(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "line.txt").write_text("One line.\n", encoding="utf-8")
+    line = a_recipe(folder, data=Data((tmp_path / "line.txt",), length=64))
     with pytest.raises(CompileError, match=r"line\.txt: \d+ tokens, of which a sequence takes 64"):
-        data = Data((tmp_path / "line.txt",), length=64)
-        quantized(folder, tmp_path, a_recipe(folder, data=data))
+        quantized(folder, tmp_path, line)
     with pytest.raises(CompileError, match="length 512: Tiny was trained for 256 positions"):
         quantized(folder, tmp_path, a_recipe(folder, data=Data((folder / "text.txt",))))
 

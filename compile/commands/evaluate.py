@@ -33,12 +33,13 @@ Lines of the files:
 
 \b
 Reading the figures:
-  perplexity     how many tokens the model wavers between; ratio 1: as good as MODEL
-  KL             how far A's predictions are from MODEL's, nats; 0: the same. Below 0.01 is
-                 hardly seen, 0.1 shows in every answer
-  same likeliest share of tokens at which both would go on alike
-  BLEU, chrF, ROUGE   overlap with the references' wording, 0 to 100
-  accuracy       by summed likelihood of a choice's tokens; by length: divided by its bytes
+  perplexity            how many tokens the model wavers between; ratio 1: as good as MODEL
+  KL                    how far A's predictions are from MODEL's, in nats; 0: the same. A device's
+                        arithmetic by itself gives SmolLM2 0.003
+  same likeliest token  share of places at which both would go on alike
+  BLEU, chrF, ROUGE     overlap with the references' wording, 0 to 100
+  accuracy              by the summed likelihood of a choice's tokens
+  accuracy by length    by their likelihood divided by the choice's bytes
 """
 
 FILE = click.Path(dir_okay=False, path_type=Path)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from compile.checkpoint import Q4, Q8, Checkpoint, Matrix
 from compile.distill.decoder import Decoder, key
 
-EDGE = 0.49  # of a step: how far from its grid value a weight may start
+EDGE = 0.3  # of a step: how far from its grid value a weight may start
 
 
 class Rounding(nn.Module):

@@ -119,8 +119,7 @@ class Run:
         self.rounding = Rounding(self.decoder, quantized or student, machine.dtype)
         self.decoder.transform = self.rounding
         self.decoder.to(machine.device)
-        self.rounding.to(machine.device)
-        weights, scales = list(self.decoder.parameters()), list(self.rounding.parameters())
+        weights, scales = (list(m.parameters()) for m in (self.decoder.weights, self.rounding))
         groups = [
             {"params": parameters, "rate": settings.learning_rate * share}
             for parameters, share in ((weights, 1.0), (scales, SCALES_RATE))
@@ -128,8 +127,7 @@ class Run:
         ]
         self._weights = weights
         self._optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
-        named = dict(self.decoder.named_parameters()) | dict(self.rounding.named_parameters())
-        self.progress = Progress(folder, named, self._optimizer)
+        self.progress = Progress(folder, dict(self.decoder.named_parameters()), self._optimizer)
 
     def step(self, number: int, windows: Tokens) -> float:
         """Learn from int32 [batch, n]; returns the loss."""

@@ -81,7 +81,7 @@ def page(
         peaks=peaks(listed, heat, cells),
         measure=measure,
         top=f"{top:.3g}",
-        steps=[strength(share) for share in np.linspace(0, 1, 9)],
+        strength=strength,
         shown=[seen(token, heat / top, cells) for token in listed[:SHOWN]],
         cut=f" These are the first {SHOWN} of {len(listed)} tokens." * (len(listed) > SHOWN),
     )
@@ -136,8 +136,8 @@ def seen(
 
 
 def strength(share: float) -> str:
-    """A colour's opacity; the root, as most tokens are far below the greatest."""
-    return f"{0.75 * min(1.0, max(0.0, share)) ** 0.5:.2f}"
+    """A colour's opacity."""
+    return f"{0.75 * min(1.0, max(0.0, share)):.2f}"
 
 
 def charts(heat: NDArray[np.float64], measure: str) -> list[Markup]:
@@ -146,7 +146,7 @@ def charts(heat: NDArray[np.float64], measure: str) -> list[Markup]:
         spread, course = (Figure(figsize=(4.6, 2.6), layout="constrained") for _ in range(2))
         axes = spread.subplots()
         low = max(float(np.percentile(heat, 1)), 1e-7)
-        edges = np.geomspace(low, max(float(heat.max()), 2 * low), 40)
+        edges = np.geomspace(low, max(float(heat.max()), 2 * low), 40).tolist()
         axes.hist(np.clip(heat, low, None), bins=edges, color=ACCENT)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

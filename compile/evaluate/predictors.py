@@ -118,7 +118,7 @@ class CheckpointPredictor:
 
     def logits(self, ids: Sequence[int], /) -> F32:
         """See :class:`Predictor`."""
-        return _finite(self._reference.logits(ids), self.name)
+        return self._logits(ids, Cache())
 
     def generate(self, prompt: str, raw: bool, max_tokens: int) -> str:
         """See :class:`Predictor`."""
@@ -126,12 +126,16 @@ class CheckpointPredictor:
         check_tokens(ids, self.context - 1, self.vocabulary)  # room for one token
         cache, decode, answer = Cache(), self._tokenizer.decoder(), b""
         for _ in range(min(max_tokens, self.context - len(ids))):
-            token = int(_finite(self._reference.logits(ids, cache)[-1:], self.name).argmax())
+            token = int(self._logits(ids, cache)[-1].argmax())
             if token in self._ends:
                 break
             answer += decode(token)
             ids = [token]
         return answer.decode(errors="replace")
+
+    def _logits(self, ids: Sequence[int], cache: Cache) -> F32:
+        with np.errstate(all="ignore"):  # exp of a large number: silu is then right to be 0
+            return _finite(self._reference.logits(ids, cache), self.name)
 
 
 class Remembered:

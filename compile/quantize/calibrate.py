@@ -55,9 +55,11 @@ class Stream:
     def __init__(self, checkpoint: Checkpoint, graph: Graph, tokens: Tokens) -> None:
         self._checkpoint = checkpoint
         self._length = tokens.shape[1]
-        self._cos, self._sin = rope_tables(checkpoint.config.rope_frequencies, self._length)
+        self._rope = rope_tables(checkpoint.config.rope_frequencies, self._length)
         embedding = checkpoint.tensor(graph.embedding.weight)
-        self.values: dict[str, F32] = {graph.embedding.out: embed(embedding, tokens.reshape(-1).tolist())}
+        self.values: dict[str, F32] = {
+            graph.embedding.out: embed(embedding, tokens.reshape(-1).tolist())
+        }
 
     def run(self, operations: Sequence[Operation], layer: int | None, keep: Iterable[str]) -> None:
         """Perform operations, a sequence at a time, and go on with the values in ``keep``."""
@@ -71,7 +73,7 @@ class Stream:
         for start in range(0, total, self._length):
             window = {name: v[start : start + self._length] for name, v in self.values.items()}
             for op in operations:
-                operate(op, window, weights.__getitem__, Exact(), self._cos, self._sin)
+                operate(op, window, weights.__getitem__, Exact(), self._rope)
             for name, parts in kept.items():
                 parts.append(window[name])
         self.values = {name: np.concatenate(parts) for name, parts in kept.items()}

@@ -101,7 +101,9 @@ def _search(values: F32, importance: F32, symmetric: bool) -> Grid:
 def _symmetric(values: F32) -> list[Grid]:
     largest = np.abs(values).max(0) / np.float32(8)
     return [
-        Grid(half(sign * shrink * largest), None, 0, 15, 8) for shrink in SHRINKS for sign in (-1, 1)
+        Grid(half(sign * shrink * largest), None, 0, 15, 8)
+        for shrink in SHRINKS
+        for sign in (-1, 1)
     ]
 
 

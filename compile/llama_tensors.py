@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
     if not config.tied:
         shapes["lm_head.weight"] = (config.vocab_size, config.width)
     return shapes
+
+
+def parameters(config: ModelConfig) -> int:
+    """Weights of the model, each counted once."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values())
 
 
 def check_tensors(

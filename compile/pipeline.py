@@ -16,11 +16,12 @@ from typing import cast
 import numpy as np
 
 from compile.build import build, versions
-from compile.checkpoint import Checkpoint, ModelConfig
+from compile.checkpoint import Checkpoint
 from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.graph import KINDS
 from compile.importer import open_checkpoint
+from compile.llama_tensors import parameters
 from compile.lower.cpu.cache import PAGE_POSITIONS
 from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.pack import pack
@@ -212,12 +213,3 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
             for r in plan.weights.regions
         ),
     )
-
-
-def parameters(config: ModelConfig) -> int:
-    """Weights of the model, each counted once."""
-    heads = config.heads * config.head_dim
-    attention = config.width * (2 * heads + 2 * config.kv_heads * config.head_dim)
-    layer = attention + 3 * config.width * config.ffn + 2 * config.width
-    embeddings = (1 if config.tied else 2) * config.vocab_size * config.width
-    return embeddings + config.layers * layer + config.width

@@ -25,7 +25,8 @@ from compile.evaluate.predictors import CheckpointPredictor, Remembered, open_pr
 from compile.evaluate.tasks import Question, accuracy, agreement, pick
 from compile.evaluate.text import tokens
 from compile.importer import open_checkpoint
-from compile.quantize.nearest import QuantizedCheckpoint, Recipe
+from compile.quantize.formats import Formats
+from compile.quantize.nearest import QuantizedCheckpoint
 from compile.reference import Arithmetic, Cache, Device, Exact, Reference
 from compile.stored import store
 from edge_llm.cpu import host
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_gguf(folder / "teacher.gguf", quantization="F32")
     write_tiny_huggingface(folder / "teacher", quantization="F32")
     teacher = open_checkpoint(folder / "teacher.gguf")
-    store(folder / "student.safetensors", QuantizedCheckpoint(teacher, Recipe()))
+    store(folder / "student.safetensors", QuantizedCheckpoint(teacher, Formats()))
     write_tiny_gguf(folder / "other.gguf", vocab=300)
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     pairs = [{"prompt": "Hello", "reference": "hello"}, {"prompt": "Rome?", "reference": "It is"}]

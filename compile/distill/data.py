@@ -3,15 +3,16 @@
     tokens = windows(tokenizer, text, 512)          # int32 [n, 512]
     tokens = sample(teacher, files, 200_000, 512, seed=0, folder=Path("samples"))
 
-The teacher needs no prompts: half of the windows start with a random token of its vocabulary (Liu et
-al., 2023, LLM-QAT, arXiv:2305.17888), half, where it has a chat template, inside an empty user's turn,
-so that it asks the questions too (Xu et al., 2024, Magpie, arXiv:2406.08464).
+The teacher needs no prompts: half of the windows start with a random token of its vocabulary (Liu
+et al., 2023, LLM-QAT, arXiv:2305.17888), half, where it has a chat template, inside an empty turn
+of the user's, so that it asks the questions too (Xu et al., 2024, Magpie, arXiv:2406.08464).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,14 +76,16 @@ def sample(
         path = folder / f"{part:04}.npy"
         if not path.exists():
             random = torch.Generator().manual_seed(seed * 1_000_003 + part)
-            text = write(
-                teacher, openings, length, random, lambda d, p=part: report((p + d) / parts)
-            )
+            text = write(teacher, openings, length, random, partial(_report, report, part, parts))
             with replacing(path) as file:
                 np.save(file, text)
         written.append(np.load(path))
         report((part + 1) / parts)
     return np.concatenate(written)[: -(-tokens // length)]
+
+
+def _report(report: Report, part: int, parts: int, done: float) -> None:
+    report((part + done) / parts)
 
 
 class Openings:

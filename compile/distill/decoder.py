@@ -62,12 +62,14 @@ class Decoder(nn.Module):
             }
         )
         cos, sin = rope_tables(self.config.rope_frequencies, self.config.context)
+        self.cos: Tensor
+        self.sin: Tensor
         self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
         self.transform: Transform = lambda name, weight: weight
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """int64 [batch, n] → float32 [batch, n, width]: the normalized state behind the last layer."""
+        """int64 [batch, n] → float32 [batch, n, width]: what the head reads."""
         *_, last = self.states(tokens, cache)
         return self.normalized(last)
 
@@ -113,7 +115,8 @@ class Decoder(nn.Module):
         cache: Cache | None,
     ) -> None:
         def heads(name: str) -> Tensor:
-            return values[name].unflatten(-1, (-1, self.config.head_dim))
+            x = values[name]
+            return x.view(*x.shape[:-1], -1, self.config.head_dim)
 
         match operation:
             case Norm(out, x, name, eps):

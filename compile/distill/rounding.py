@@ -52,9 +52,8 @@ class Rounding(nn.Module):
         if name not in self._grids:
             return weight.to(self._dtype)
         if name not in self._rounded:
-            self._rounded[name] = Round.apply(
-                weight, *self._scale(name), self._grids[name], self._dtype
-            )
+            arguments = weight, *self._scale(name), self._grids[name], self._dtype
+            self._rounded[name] = Round.apply(*arguments)  # type: ignore[no-untyped-call]
         return self._rounded[name]
 
     def __contains__(self, name: str) -> bool:
@@ -85,7 +84,7 @@ class Rounding(nn.Module):
         if minimum is not None:
             self.minimums[key(name)] = nn.Parameter(torch.from_numpy(minimum.astype(np.float32)))
         scale, low = self._scale(name)
-        q = torch.from_numpy(matrix.q.astype(np.float32)).unflatten(1, (scale.shape[1], -1))
+        q = torch.from_numpy(matrix.q.astype(np.float32)).view(*scale.shape, -1)
         x = (
             steps(weight, scale, low, zero)
             .clamp_(q - EDGE, q + EDGE)
@@ -95,7 +94,7 @@ class Rounding(nn.Module):
         weight.copy_((x if low is None else x.add_(low[..., None])).flatten(1))
 
     def _scale(self, name: str) -> tuple[Tensor, Tensor | None]:
-        minimum = self.minimums[key(name)] if key(name) in self.minimums else None
+        minimum = self.minimums.get(key(name))
         return self.scales[key(name)], minimum
 
 
@@ -124,7 +123,7 @@ class Round(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_scale, inside = ctx.saved_tensors
-        gradient = gradients[0].unflatten(1, by_scale.shape[1:]).float()
+        gradient = gradients[0].view(by_scale.shape).float()
         to_scale = (gradient * by_scale).sum(-1)
         to_minimum = (gradient * ~inside).sum(-1) if ctx.needs_input_grad[2] else None
         return gradient.mul_(inside).flatten(1), to_scale, to_minimum, None, None
@@ -132,12 +131,13 @@ class Round(torch.autograd.Function):
 
 def steps(weight: Tensor, scale: Tensor, minimum: Tensor | None, zero: int) -> Tensor:
     """Where each weight lies on its grid, float32 [rows, groups, group]."""
-    values = weight.detach().unflatten(1, (scale.shape[1], -1))
+    values = weight.detach().view(*scale.shape, -1)
     divisor = halved(scale)
     divisor = torch.where(divisor == 0, torch.inf, divisor)[..., None]
     if minimum is not None:
         values = values - halved(minimum)[..., None]
-    return values / divisor + zero
+    place: Tensor = values / divisor + zero
+    return place
 
 
 def halves(scale: Tensor) -> NDArray[np.float16]:

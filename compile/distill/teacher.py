@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,13 +91,13 @@ class TransformersTeacher:
 
         place: dict[str, Any] = {} if path.is_dir() else {"gguf_file": path.name}
         with translated(f"{path}: transformers cannot open it either"):
-            model = AutoModelForCausalLM.from_pretrained(
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
                 path if path.is_dir() else path.parent,
                 dtype=machine.dtype,
                 local_files_only=True,
                 **place,
             )
-        self._model: Any = model.to(machine.device).eval().requires_grad_(False)
+        self._model.requires_grad_(False).to(machine.device)  # loaded in evaluation mode
 
     @torch.no_grad()
     def lesson(self, tokens: Tensor) -> Lesson:
@@ -108,11 +109,13 @@ class TransformersTeacher:
         """A function that takes the next tokens of up to ``length`` and gives their logits."""
         from transformers import StaticCache
 
-        cache = StaticCache(config=self._model.config, max_cache_len=length)
+        takes = signature(self._model.forward).parameters
+        name = "cache" if "cache" in takes else "past_key_values"  # before transformers 5.24
+        cache = {name: StaticCache(config=self._model.config, max_cache_len=length)}
 
         @torch.no_grad()
         def step(tokens: Tensor) -> Tensor:
-            logits: Tensor = self._model(tokens, past_key_values=cache, use_cache=True).logits
+            logits: Tensor = self._model(tokens, use_cache=True, **cache).logits
             return logits[:, -1]
 
         return step

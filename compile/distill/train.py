@@ -1,11 +1,12 @@
 """The student learns what the teacher would say next; interrupted, it goes on to the same result.
 
-    student = train(student, teacher, tokens, Settings(steps=400), Path("work"), machine)
-    student = train(student, teacher, tokens, Settings(steps=400), Path("work2"), machine, quantized)
+    settings = Settings(steps=400)
+    student = train(student, teacher, tokens, settings, folder, machine)
+    student = train(student, teacher, tokens, settings, folder, machine, quantized=rounded)
 
 The loss is the Kullback-Leibler divergence of the student's predictions from the teacher's over the
-whole vocabulary (Hinton et al., 2015, arXiv:1503.02531), and, for a pruned student, the distance of its
-layers' states from those of the layers it was cut from (Muralidharan et al., 2024, Minitron,
+whole vocabulary (Hinton et al., 2015, arXiv:1503.02531), and, for a pruned student, the distance of
+its layers' states from those of the layers it was cut from (Muralidharan et al., 2024, Minitron,
 arXiv:2407.14679). With ``quantized`` matrices are rounded as they are used, and come out as int4.
 """
 
@@ -91,8 +92,9 @@ def train(
         until = min(settings.steps, step + settings.save_every)
         losses = []
         started = time.monotonic()
-        for step in range(step + 1, until + 1):
-            picks = order.batch(step - 1, settings.batch)[machine.rank :: machine.processes]
+        while step < until:
+            picks = order.batch(step, settings.batch)[machine.rank :: machine.processes]
+            step += 1
             losses.append(run.step(step, tokens[picks]))
             report(step / settings.steps)
         seconds = time.monotonic() - started
@@ -137,7 +139,7 @@ class Run:
         tokens = torch.from_numpy(windows).long().to(self._machine.device)
         loss = self._loss(tokens)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._machine.average_gradients(
             p for g in self._optimizer.param_groups for p in g["params"]
         )

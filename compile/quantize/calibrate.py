@@ -111,8 +111,8 @@ def calibrate(
             stream.run(graph.layer, layer, [graph.embedding.out])
             report("quantize", layer / steps)
         stream.run([norm], None, [head.x])
-        own = moments(stream.values[head.x], stream.values[head.x])
-        round_matrix(embedding, head.kind, own, own)
+        hessian = moments(stream.values[head.x], stream.values[head.x])
+        round_matrix(embedding, head.kind, hessian, hessian)
         del stream
     else:
         weight = dequantized(checkpoint.tensor(embedding))

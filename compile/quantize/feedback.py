@@ -2,7 +2,8 @@
 
 The columns of ``W`` are rounded one after the other; what rounding a column does to the products
 ``W x`` is undone as far as the columns still to come allow (Frantar et al., 2023, GPTQ,
-arXiv:2210.17323). A group's scale is searched when its turn comes, for the weights as they are then.
+arXiv:2210.17323). A group's scale is searched when its turn comes, for the weights as they are by
+then.
 
     q4 = with_feedback(weight, hessian, MatrixFormat(4, 64, True))
 """
@@ -70,8 +71,7 @@ def feedback(hessian: F64) -> F32:
 
 def importance(factor: F32) -> F32:
     """Of a group's columns: what an error there costs once later columns have made amends."""
-    costs: F32 = 1 / np.square(np.diag(factor))
-    return costs
+    return np.asarray(1 / np.square(np.diag(factor)), np.float32)
 
 
 def assembled(q: F32, grids: list[Grid], order: NDArray[np.intp], form: MatrixFormat) -> Matrix:

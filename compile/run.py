@@ -184,11 +184,16 @@ class Run:
         tokens = self._calibration(data)
 
         def make(folder: Path, done: Done) -> dict[str, Any]:
-            from compile.distill.prune import prune
+            from compile.distill.prune import prune, shape_of
 
-            pruned = prune(teacher.checkpoint, shape, tokens, done)
-            store(folder / WEIGHTS, pruned.checkpoint)
-            return {"layers": pruned.layers}
+            config = teacher.checkpoint.config
+            if shape.parameters is not None:
+                layers, ffn = shape_of(config, shape.parameters)
+            else:
+                layers, ffn = shape.layers or config.layers, shape.ffn or config.ffn
+            pruned = prune(teacher.checkpoint, layers, ffn, tokens, done)
+            store(folder / WEIGHTS, pruned)
+            return {"layers": list(pruned.layers)}
 
         inputs = {"teacher": teacher.key, "shape": asdict(shape), "data": hash_tokens(tokens)}
         step = self._step("prune", inputs, make)

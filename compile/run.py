@@ -1,0 +1,397 @@
+"""A recipe's way from a model to an artifact and a report, as one visible list of stages.
+
+    with opened(Path("smollm2.edge.work")) as work:
+        manifest = run_recipe(recipe, options, work)
+
+Import, distill, quantize, lower, build, pack; what the first three make stays in the work folder,
+so a run that was interrupted goes on where it stopped, and ends in the same artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from compile.allowance import ArtifactSize, Bits, Fits, allowance
+from compile.checkpoint import Checkpoint
+from compile.corpus import Tokens, picked, read_tokens, split
+from compile.errors import CompileError
+from compile.evaluate.predictors import CheckpointPredictor
+from compile.graph import KINDS
+from compile.importer import open_checkpoint
+from compile.pipeline import Options, Report, make_artifact, positions
+from compile.quantize.budget import candidates, choose, sensitivity, sizes
+from compile.quantize.calibrate import calibrate
+from compile.quantize.formats import Formats, MatrixFormat
+from compile.quantize.nearest import QuantizedCheckpoint
+from compile.recipe import Budget, Recipe, Training
+from compile.sources import resolve
+from compile.stored import open_stored, store
+from compile.work import Step, Work, content_key, digest
+from edge_llm import manifest as m
+from edge_llm.evaluation import score
+from edge_llm.files import replacing
+from targets import TARGETS
+
+if TYPE_CHECKING:  # PyTorch is imported where something is learned
+    from compile.distill.machine import Machine
+    from compile.distill.teacher import Teacher
+
+WEIGHTS = "weights.safetensors"  # of a step that leaves a model
+TOKENS = "tokens.npy"  # of one that leaves a text
+CURVE = "curve.jsonl"  # of one that trains
+STATE = "state.safetensors"  # of one that is training
+
+SENSITIVITY_TOKENS = 2048  # each takes a row of logits in memory
+CURVE_TOKENS = 2048  # held out, on which a training shows how far it is
+
+Done = Callable[[float], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on its way.
+
+    Attributes:
+        title: of the stage that left it.
+        note: what was done, in a few words.
+        key: hash of all that it depends on.
+        checkpoint: its weights.
+    """
+
+    title: str
+    note: str
+    key: str
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learned from and calibrated on, and what is held out from that."""
+
+    learned: Tokens
+    held_out: Tokens
+    learned_note: str
+    held_note: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a model made of the held-out text, and its answers to the prompts it was given."""
+
+    model: Model
+    figures: Mapping[str, float]
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has made; the report tells of it."""
+
+    manifest: m.Manifest
+    data: Data
+    trials: tuple[Trial, ...]  # the teacher's first, that of what was packed last
+    steps: tuple[Step, ...]
+
+
+def run_recipe(
+    recipe: Recipe, options: Options, work: Work, report: Report = lambda _stage, _done: None
+) -> Outcome:
+    """All stages, one after the other.
+
+    Raises:
+        CompileError: with one line for the user; ``options.output`` is then as it was before, and
+            what was done by then need not be done again.
+    """
+    run = Run(recipe, options, work, report)
+    teacher = run.imported()
+    data = run.data(teacher)
+    student = run.distilled(teacher, data)
+    quantized = run.quantized(student, data)
+    manifest = run.packed(quantized)
+    return Outcome(manifest, data, run.trials(data), tuple(work.steps))
+
+
+class Run:
+    """One recipe at work on one model."""
+
+    def __init__(self, recipe: Recipe, options: Options, work: Work, report: Report) -> None:
+        self.recipe = recipe
+        self.options = options
+        self.work = work
+        self.models: list[Model] = []  # in the order in which they were made
+        self._report = report
+
+    def imported(self) -> Model:
+        """The teacher."""
+        done = self._stage("import")
+        path = resolve(self.options.source)
+        teacher = Model("teacher", "as it came", content_key(path), open_checkpoint(path))
+        done(1.0)
+        if self.recipe.budget is not None and self.recipe.student is None:
+            self._allowed(teacher.checkpoint, self.recipe.budget)  # before anything takes hours
+        return self._made(teacher)
+
+    def data(self, teacher: Model) -> Data:
+        """The user's text, or one that the teacher writes."""
+        settings, evaluate = self.recipe.data, self.recipe.evaluate
+        config, files = teacher.checkpoint.config, teacher.checkpoint.tokenizer
+        if settings.length > config.context:
+            raise CompileError(
+                f"[data] length {settings.length}: {config.name} was trained for {config.context} "
+                "positions"
+            )
+        if settings.text:
+            tokens = read_tokens(settings.text, files, settings.length, settings.tokens)
+            source = " and ".join(path.name for path in settings.text)
+        else:
+            tokens = self._sampled(teacher)
+            source = "what the teacher wrote"
+        if evaluate.text:
+            held = read_tokens(evaluate.text, files, settings.length, evaluate.tokens)
+            held_source = " and ".join(path.name for path in evaluate.text)
+        else:
+            tokens, held = split(tokens, evaluate.tokens)
+            held_source = f"{source}, which nothing learned from"
+        notes = (f"{t.size:,} tokens of {s}" for t, s in ((tokens, source), (held, held_source)))
+        return Data(tokens, held, *notes)
+
+    def _sampled(self, teacher: Model) -> Tokens:
+        settings, files = self.recipe.data, teacher.checkpoint.tokenizer
+        wanted = {"tokens": settings.tokens, "length": settings.length, "seed": settings.seed}
+
+        def make(folder: Path, done: Done) -> None:
+            from compile.distill.data import sample
+
+            tokens = sample(self._teacher()[0], files, **wanted, folder=folder, report=done)
+            with replacing(folder / TOKENS) as file:
+                np.save(file, tokens)
+
+        step = self._step("sample", {"teacher": teacher.key, **wanted}, make)
+        tokens: Tokens = np.load(step.folder / TOKENS)
+        return tokens
+
+    def distilled(self, teacher: Model, data: Data) -> Model:
+        """A smaller student that has learned from the teacher, if the recipe wants one."""
+        shape, training = self.recipe.student, self.recipe.distill
+        if shape is None or training is None:
+            return teacher
+        tokens = self._calibration(data)
+
+        def make(folder: Path, done: Done) -> dict[str, Any]:
+            from compile.distill.prune import prune, shape_of
+
+            config = teacher.checkpoint.config
+            if shape.parameters is not None:
+                layers, ffn = shape_of(config, shape.parameters)
+            else:
+                layers, ffn = shape.layers or config.layers, shape.ffn or config.ffn
+            pruned = prune(teacher.checkpoint, layers, ffn, tokens, done)
+            store(folder / WEIGHTS, pruned)
+            return {"layers": list(pruned.layers)}
+
+        inputs = {"teacher": teacher.key, "shape": asdict(shape), "data": hash_tokens(tokens)}
+        step = self._step("prune", inputs, make)
+        pruned = self._made(opened_model("pruned", step))
+        if self.recipe.budget is not None:
+            self._allowed(pruned.checkpoint, self.recipe.budget)
+        step = self._trained("distill", pruned, training, data, layers=step.facts["layers"])
+        return self._made(opened_model("distilled", step, f"{training.steps:,} steps"))
+
+    def quantized(self, student: Model, data: Data) -> Model:
+        """The student in integers, and trained on with them if the recipe wants that."""
+        formats = self._formats(student, data)
+        rounded = QuantizedCheckpoint(student.checkpoint, formats)
+        key = digest({"student": student.key, "formats": str(formats)})
+        model = self._made(Model("rounded", "to the nearest values", key, rounded))
+        if self.recipe.quantize.method == "calibrated":
+            model = self._calibrated(student, formats, data)
+        training = self.recipe.finetune
+        if training is None:
+            return model
+        step = self._trained("finetune", student, training, data, quantized=model)
+        note = f"{training.steps:,} steps with rounded weights"
+        return self._made(opened_model("finetuned", step, note))
+
+    def _formats(self, student: Model, data: Data) -> Formats:
+        """Of each kind of matrices: as the budget allows and the model minds least, or as asked."""
+        checkpoint, budget = student.checkpoint, self.recipe.budget
+        if budget is None:
+            return Formats.of(checkpoint, self.options.formats)
+        left = self._allowed(checkpoint, budget)
+        tokens = picked(data.learned, SENSITIVITY_TOKENS, self.recipe.data.seed)
+
+        def make(folder: Path, done: Done) -> dict[str, Any]:
+            tried = candidates(checkpoint.config)
+            costs = sensitivity(checkpoint, tokens, tried, lambda _stage, share: done(share))
+            return {
+                kind: {str(form): cost for form, cost in by_form.items()}
+                for kind, by_form in costs.items()
+            }
+
+        inputs = {"student": student.key, "tokens": hash_tokens(tokens)}
+        facts = self._step("sensitivity", inputs, make).facts
+        costs = {
+            kind: {MatrixFormat.parse(form): cost for form, cost in facts[kind].items()}
+            for kind in KINDS
+        }
+        return choose(costs, sizes(checkpoint.config), left)
+
+    def _allowed(self, checkpoint: Checkpoint, budget: Budget) -> int:
+        """Bytes that the budget leaves for the matrices; CompileError where none is enough."""
+        context = positions(checkpoint.config, self.options)
+        left = allowance(limit(budget, context), checkpoint, context)
+        taken = sizes(checkpoint.config)
+        choose({kind: dict.fromkeys(forms, 0.0) for kind, forms in taken.items()}, taken, left)
+        return left
+
+    def _calibrated(self, student: Model, formats: Formats, data: Data) -> Model:
+        """Every matrix rounded for the inputs that it gets."""
+        tokens = self._calibration(data)
+
+        def make(folder: Path, done: Done) -> None:
+            quantized = calibrate(
+                student.checkpoint, formats, tokens, lambda _stage, share: done(share)
+            )
+            store(folder / WEIGHTS, quantized)
+
+        inputs = {"student": student.key, "formats": str(formats), "tokens": hash_tokens(tokens)}
+        step = self._step("quantize", inputs, make)
+        return self._made(opened_model("calibrated", step, f"on {tokens.size:,} tokens"))
+
+    def _trained(
+        self,
+        name: str,
+        student: Model,
+        training: Training,
+        data: Data,
+        *,
+        layers: Sequence[int] | None = None,
+        quantized: Model | None = None,
+    ) -> Step:
+        """A step in which a student learns from the teacher; ``quantized`` rounds it meanwhile."""
+        chosen = {**asdict(training), "seed": self.recipe.data.seed}
+        shown = data.held_out[: max(1, CURVE_TOKENS // data.held_out.shape[1])]
+
+        def make(folder: Path, done: Done) -> None:
+            from compile.distill.train import Settings, train
+
+            teacher, machine = self._teacher()
+            trained = train(
+                student.checkpoint, teacher, data.learned, Settings(**chosen), folder, machine,
+                quantized=quantized.checkpoint if quantized else None, layers=layers,
+                held_out=shown, report=done,
+            )  # fmt: skip
+            store(folder / WEIGHTS, trained)
+
+        inputs = {
+            "student": student.key,
+            "quantized": quantized.key if quantized else None,
+            "teacher": self.models[0].key,
+            "tokens": hash_tokens(data.learned),
+            "training": {key: value for key, value in chosen.items() if key != "save_every"},
+        }
+        step = self._step(name, inputs, make)
+        (step.folder / STATE).unlink(missing_ok=True)  # thrice the weights, and of no more use
+        return step
+
+    def _teacher(self) -> tuple[Teacher, Machine]:
+        """The teacher as PyTorch runs it, and where."""
+        from compile.distill.machine import Machine
+        from compile.distill.teacher import open_teacher
+
+        machine = Machine.here()
+        return open_teacher(resolve(self.options.source), machine), machine
+
+    def packed(self, model: Model) -> m.Manifest:
+        """Lower, build and pack: the artifact."""
+        quantized = QuantizedCheckpoint(model.checkpoint, Formats.of(model.checkpoint))
+        with self.work.timed("lower, build, pack"):
+            return make_artifact(quantized, self.options, self._report)
+
+    def trials(self, data: Data) -> tuple[Trial, ...]:
+        """What each model makes of the held-out text; the first and the last answer prompts."""
+        return tuple(self._trial(model, data) for model in self.models)
+
+    def _trial(self, model: Model, data: Data) -> Trial:
+        settings = self.recipe.evaluate
+        teacher, *_, last = self.models
+        prompts = settings.prompts if model in (teacher, last) else ()
+
+        def make(folder: Path, done: Done) -> dict[str, Any]:
+            student = CheckpointPredictor(model.title, model.checkpoint)
+            other = CheckpointPredictor(teacher.title, teacher.checkpoint)
+            parts = told(data.held_out.tolist(), done)
+            predictions = score(parts, student, None if model is teacher else other)
+            given = [student.generate(prompt, False, settings.answer) for prompt in prompts]
+            return {"figures": predictions.summary(), "answers": given}
+
+        inputs = {
+            "model": model.key,
+            "teacher": teacher.key,
+            "held_out": hash_tokens(data.held_out),
+            "prompts": prompts,
+            "answer": settings.answer,
+        }
+        facts = self._step(f"evaluate-{model.title}", inputs, make).facts
+        return Trial(model, facts["figures"], tuple(facts["answers"]))
+
+    def _calibration(self, data: Data) -> Tokens:
+        """A part of the data, from everywhere in it."""
+        return picked(data.learned, self.recipe.quantize.tokens, self.recipe.data.seed)
+
+    def _step(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path, Done], Mapping[str, Any] | None],
+    ) -> Step:
+        """A step of the work folder, shown while it is at work."""
+        done = self._stage(name)
+        step = self.work.step(name, inputs, lambda folder: make(folder, done) or {})
+        done(1.0)
+        return step
+
+    def _stage(self, name: str) -> Done:
+        self._report(name, 0.0)
+        return lambda share: self._report(name, share)
+
+    def _made(self, model: Model) -> Model:
+        self.models.append(model)
+        return model
+
+
+def told(parts: Sequence[T], done: Done) -> Iterator[T]:
+    """The parts one by one, telling how many are done."""
+    for index, part in enumerate(parts):
+        done(index / len(parts))
+        yield part
+
+
+def limit(budget: Budget, context: int) -> Bits | ArtifactSize | Fits:
+    """What a recipe's budget bounds."""
+    if budget.bits_per_weight is not None:
+        return Bits(budget.bits_per_weight)
+    if budget.megabytes is not None:
+        return ArtifactSize(round(budget.megabytes * 1e6))
+    assert budget.fits is not None
+    return Fits(TARGETS[budget.fits], context)
+
+
+def opened_model(title: str, step: Step, note: str = "") -> Model:
+    """The model that a step left."""
+    checkpoint = open_stored(step.folder / WEIGHTS)
+    sizes = (
+        f"{checkpoint.config.layers} layers, {checkpoint.config.ffn:,} wide between gate and down"
+    )
+    return Model(title, note or sizes, step.key, checkpoint)
+
+
+def hash_tokens(tokens: Tokens) -> str:
+    """Of their values and shape."""
+    return digest({"shape": tokens.shape, "ids": tokens.tobytes().hex()})

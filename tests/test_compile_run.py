@@ -1,0 +1,137 @@
+"""A recipe's run: what it makes, what it makes again, and what it refuses before it begins.
+
+The whole way, distillation and all, is walked in tests/test_compile_recipe_path.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compile.checkpoint import Q4
+from compile.corpus import picked, read_tokens, split
+from compile.errors import CompileError
+from compile.importer import open_checkpoint
+from compile.pipeline import Options
+from compile.recipe import Budget, Data, Evaluation, Quantization, Recipe
+from compile.run import Run
+from compile.work import opened
+from targets import TARGETS
+from tests.tiny_model import CORPUS, write_tiny_gguf
+
+LENGTH = 16
+TEXT = "\n".join(CORPUS * 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    write_tiny_gguf(folder / "tiny.gguf", quantization="F16")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    return folder
+
+
+def a_recipe(folder: Path, **tables: object) -> Recipe:
+    """Small, calibrated on the text; ``tables`` are :class:`Recipe`'s."""
+    given: dict[str, object] = {
+        "data": Data((folder / "text.txt",), length=LENGTH),
+        "quantize": Quantization(tokens=256),
+        "evaluate": Evaluation(tokens=64, prompts=("Hello?",), answer=2),
+        **tables,
+    }
+    return Recipe(**given)  # type: ignore[arg-type]
+
+
+def quantized(folder: Path, work: Path, recipe: Recipe) -> list[tuple[str, bool]]:
+    """Walk the way up to the quantized model; returns the steps and whether each was there."""
+    options = Options(str(folder / "tiny.gguf"), TARGETS["x86-64-v3"], folder / "tiny.edge")
+    with opened(work) as steps:
+        run = Run(recipe, options, steps, lambda _stage, _done: None)
+        teacher = run.imported()
+        data = run.data(teacher)
+        model = run.quantized(run.distilled(teacher, data), data)
+        assert isinstance(model.checkpoint.tensor("model.layers.1.mlp.down_proj.weight"), Q4)
+        run.trials(data)
+        return [(step.name, step.reused) for step in steps.steps]
+
+
+def test_what_a_change_touches_is_made_again(folder: Path, tmp_path: Path) -> None:
+    names = ["quantize", "evaluate-teacher", "evaluate-rounded", "evaluate-calibrated"]
+
+    def reused(recipe: Recipe) -> list[bool]:
+        steps = quantized(folder, tmp_path / "work", recipe)
+        assert [name for name, _ in steps] == names
+        return [there for _, there in steps]
+
+    assert reused(a_recipe(folder)) == [False, False, False, False]
+    assert reused(a_recipe(folder)) == [True, True, True, True]
+    more = a_recipe(folder, quantize=Quantization(tokens=512))
+    assert reused(more) == [False, True, True, False]
+    asked = a_recipe(folder, evaluate=Evaluation(tokens=64, prompts=("Hello?", "Why?"), answer=2))
+    assert reused(asked) == [True, False, True, False]
+    (folder / "other.txt").write_text(TEXT[: len(TEXT) // 2], encoding="utf-8")
+    other = a_recipe(folder, data=Data((folder / "other.txt",), length=LENGTH))
+    assert reused(other) == [False, False, False, False]
+    assert reused(a_recipe(folder)) == [True, True, True, True]  # nothing was thrown away
+
+
+def test_a_budget_is_measured_once_and_kept(folder: Path, tmp_path: Path) -> None:
+    for bits, there in ((5.0, False), (4.7, True)):
+        recipe = a_recipe(
+            folder, quantize=Quantization("nearest"), budget=Budget(bits_per_weight=bits)
+        )
+        steps = dict(quantized(folder, tmp_path, recipe))
+        assert steps["sensitivity"] == there
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (Budget(bits_per_weight=3.0), "which take at least "),
+        (Budget(megabytes=0.5), "which take at least "),
+        (Budget(fits="x86-64-v3", context=64), "memory is not known"),
+    ],
+)
+def test_a_budget_out_of_reach_is_refused_before_anything_is_made(
+    folder: Path, tmp_path: Path, budget: Budget, message: str
+) -> None:
+    with pytest.raises(CompileError, match=message):
+        quantized(folder, tmp_path, a_recipe(folder, budget=budget))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_texts_too_short(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "line.txt").write_text("One line.\n", encoding="utf-8")
+    line = a_recipe(folder, data=Data((tmp_path / "line.txt",), length=64))
+    with pytest.raises(CompileError, match=r"line\.txt: \d+ tokens, of which a sequence takes 64"):
+        quantized(folder, tmp_path, line)
+    with pytest.raises(CompileError, match="length 512: Tiny was trained for 256 positions"):
+        quantized(folder, tmp_path, a_recipe(folder, data=Data((folder / "text.txt",))))
+
+
+def test_sequences_of_a_text(folder: Path) -> None:
+    files = open_checkpoint(folder / "tiny.gguf").tokenizer
+    tokens = read_tokens([folder / "text.txt"], files, LENGTH, 10**9)
+    assert tokens.dtype == np.int32
+    assert tokens.shape[1] == LENGTH
+    twice = read_tokens([folder / "text.txt"] * 2, files, LENGTH, 10**9)
+    np.testing.assert_array_equal(twice[: len(tokens)], tokens)
+    assert read_tokens([folder / "text.txt"], files, LENGTH, 5 * LENGTH + 3).shape == (5, LENGTH)
+    learned, held = split(tokens, 3 * LENGTH)
+    np.testing.assert_array_equal(np.concatenate((learned, held)), tokens)
+    assert len(held) == min(3, len(tokens) // 10)
+    with pytest.raises(CompileError, match="one sequence of 16 tokens, and one must be held out"):
+        split(tokens[:1], 64)
+
+
+def test_a_pick_is_from_everywhere_and_the_same_again() -> None:
+    tokens = np.arange(4000, dtype=np.int32).reshape(1000, 4)
+    some = picked(tokens, 400, seed=1)
+    assert some.shape == (100, 4)
+    np.testing.assert_array_equal(some, picked(tokens, 400, seed=1))
+    assert some[0, 0] < 400
+    assert some[-1, 0] > 3600
+    assert picked(tokens, 1, seed=1).shape == (1, 4)
+    np.testing.assert_array_equal(picked(tokens, 10**6, seed=1), tokens)

@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 
 from compile.build import build, versions
-from compile.checkpoint import Checkpoint
+from compile.checkpoint import Checkpoint, ModelConfig
 from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.graph import KINDS

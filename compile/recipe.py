@@ -105,7 +105,7 @@ class Training:
 
     steps: int = number(1, 10**8)
     batch: int = number(1, 4096, 2)  # sequences of a step
-    learning_rate: float = number(1e-8, 1.0, 1e-4)  # the highest, after a short warm-up
+    learning_rate: float = number(1e-8, 1.0, 3e-4)  # the highest, after a short warm-up
     states: float = number(0.0, 100.0, 0.0)  # weight of the layers' states beside the logits
     save_every: int = number(1, 10**6, 50)  # steps, which are lost at most when power fails
 

@@ -262,7 +262,7 @@ def test_a_writer_asks_and_answers_in_the_chat_templates_words(tiny: Checkpoint)
     assert tokenizer.decode(openings.ask, skip_special_tokens=False) == "<|im_start|>user\n"
     writer = Writer(openings, chat=True, random=torch.Generator().manual_seed(0))
     question, answer = tokenizer.encode("What?").ids, tokenizer.encode("That.").ids
-    end = tokenizer.token_to_id("<|im_end|>")
+    (end,) = openings.ends
     drawn = [*[0] * len(openings.ask), *question, end, *[0] * (len(openings.answer) - 1), *answer]
     text = [writer.next(token) for token in [*drawn, end]]
     assert tokenizer.decode(text, skip_special_tokens=False) == (

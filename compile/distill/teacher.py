@@ -62,9 +62,10 @@ class DecoderTeacher:
     """A teacher of a family of ours."""
 
     def __init__(self, checkpoint: Checkpoint, machine: Machine) -> None:
-        decoder = Decoder(checkpoint)
-        decoder.weights.to(machine.dtype)
-        self._decoder = decoder.to(machine.device).requires_grad_(False)
+        self._decoder = Decoder(checkpoint).to(machine.device).requires_grad_(False)
+        for weight in self._decoder.weights.values():
+            if weight.ndim == 2:  # norms stay in float32
+                weight.data = weight.data.to(machine.dtype)
 
     @torch.no_grad()
     def lesson(self, tokens: Tensor) -> Lesson:
@@ -91,13 +92,13 @@ class TransformersTeacher:
 
         place: dict[str, Any] = {} if path.is_dir() else {"gguf_file": path.name}
         with translated(f"{path}: transformers cannot open it either"):
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 path if path.is_dir() else path.parent,
                 dtype=machine.dtype,
                 local_files_only=True,
                 **place,
             )
-        self._model.requires_grad_(False).to(machine.device)  # loaded in evaluation mode
+        self._model: Any = model.requires_grad_(False).to(machine.device)  # in evaluation mode
 
     @torch.no_grad()
     def lesson(self, tokens: Tensor) -> Lesson:

@@ -9,7 +9,8 @@ from pathlib import Path
 from compile.checkpoint import Checkpoint
 from compile.families import FAMILIES
 from compile.graph import KINDS
-from compile.pipeline import Options, parameters
+from compile.llama_tensors import parameters
+from compile.pipeline import Options
 from compile.quantize.formats import MatrixFormat, weights_of
 from compile.report.content import Cost, Curve, Kind, Model, Report
 from compile.run import CURVE, Outcome, Trial

@@ -10,6 +10,7 @@ import click
 from compile.errors import CompileError
 
 COMMANDS = {  # each is a function of the module that has its name
+    "export": "export",
     "model": "model",
     "targets": "targets",
 }

@@ -11,7 +11,7 @@ because float32 errs by less than a thousandth of a float16's last place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,11 @@ class NBits:
     def middle(self) -> int:
         """The zero point where none is given."""
         return 1 << self.bits - 1
+
+    def slice(self, begin: int, end: int) -> NBits:
+        """Some rows."""
+        zero = None if self.zero is None else self.zero[begin:end]
+        return replace(self, data=self.data[begin:end], scale=self.scale[begin:end], zero=zero)
 
 
 def pack(matrix: Matrix) -> NBits:

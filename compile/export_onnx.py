@@ -14,9 +14,11 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from onnx import TensorProto
+from numpy.typing import NDArray
+from onnx import TensorProto, ValueInfoProto
 
 from compile import numerics
 from compile.checkpoint import Q4, Q8, Checkpoint, Tensor
@@ -208,7 +210,11 @@ class Decoder:
 
     def _packed(self, weight: str, packed: NBits) -> list[str]:
         """The names of a packed matrix's arrays, written unless the embedding was the same."""
-        arrays = {"q": packed.data, "scale": packed.scale, "zero_point": packed.zero}
+        arrays: dict[str, NDArray[Any] | None] = {
+            "q": packed.data,
+            "scale": packed.scale,
+            "zero_point": packed.zero,
+        }
         return [
             name if (name := f"{weight}.{part}") in self._graph else self._graph.weight(name, array)
             for part, array in arrays.items()
@@ -228,7 +234,7 @@ class Decoder:
         """The file: nodes, inputs, outputs and the sizes."""
         config = self._config
 
-        def cache(prefix: str, length: str) -> list[str]:
+        def cache(prefix: str, length: str) -> list[ValueInfoProto]:
             return [
                 value(
                     f"{prefix}.{layer}.{kind}",

@@ -74,7 +74,8 @@ class ArtifactCheckpoint:
         """One tensor; KeyError where there is none of that name."""
         place = self._places[name]
         if name.endswith("norm.weight"):
-            return self._array(place.array)[place.layer]
+            norm: NDArray[np.float32] = self._array(place.array)[place.layer]
+            return norm
         matrix = self._matrix(place, self._tiles(place))
         if place.part in ("self_attn.q_proj.weight", "self_attn.k_proj.weight"):
             order = np.argsort(numerics.rotary_order(self.config.head_dim))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -67,34 +68,29 @@ class OnnxCheckpoint:
     def read(self, name: str) -> Tensor:
         """The tensor that has a role, whether or not the configuration counts it."""
         role, file = self.roles[name], self._file
-        match role.anchor:
-            case Norm(_, _, weight):
-                return np.asarray(file.array(weight), np.float32)
-            case Linear(_, _, None) | Embedding(_, None):
-                return self._packed(role)
-            case Linear(_, _, stored) | Embedding(_, stored):
-                array = file.array(stored.name)
-                rows = slice(*(role.rows or (None,)))
-                return np.ascontiguousarray((array.T if stored.transposed else array)[rows])
-        raise TypeError(role)
+        if isinstance(role.anchor, Norm):
+            return np.asarray(file.array(role.anchor.weight), np.float32)
+        if (stored := role.anchor.weight) is None:
+            return self._packed(role)
+        array = file.array(stored.name)
+        rows = slice(*(role.rows or (None,)))
+        return np.ascontiguousarray((array.T if stored.transposed else array)[rows])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor that has a role, from the graph alone."""
-        role, file = self.roles[name], self._file
-        if isinstance(role.anchor, Norm):
-            return file.shape(role.anchor.weight)
-        if isinstance(role.anchor, Linear):
-            begin, end = role.rows or (0, role.anchor.rows)
-            if role.anchor.weight is None:
-                return end - begin, int(attributes(role.anchor.node)["K"])
-            shape, flipped = file.shape(role.anchor.weight.name), role.anchor.weight.transposed
-            return end - begin, shape[0 if flipped else 1]
-        assert isinstance(role.anchor, Embedding)
-        if role.anchor.table is not None:
-            rows, columns = file.shape(role.anchor.table.name)
-            return (columns, rows) if role.anchor.table.transposed else (rows, columns)
-        data = file.shape(role.anchor.packed[0])
-        return data[0], int(np.prod(data[1:])) * 8 // role.anchor.bits
+        anchor, file = self.roles[name].anchor, self._file
+        if isinstance(anchor, Norm):
+            return file.shape(anchor.weight)
+        if anchor.weight is not None:
+            rows, columns = file.shape(anchor.weight.name)
+            shape = (columns, rows) if anchor.weight.transposed else (rows, columns)
+        elif isinstance(anchor, Linear):
+            shape = anchor.rows, int(attributes(anchor.node)["K"])
+        else:
+            data = file.shape(anchor.packed[0])
+            shape = data[0], math.prod(data[1:]) * 8 // anchor.bits
+        begin, end = self.roles[name].rows or (0, shape[0])
+        return end - begin, shape[1]
 
     def _packed(self, role: Role) -> Tensor:
         """A matrix of MatMulNBits, or an embedding packed like one."""
@@ -109,7 +105,7 @@ class OnnxCheckpoint:
         else:
             assert isinstance(anchor, Embedding)
             bits, names = anchor.bits, list(anchor.packed)
-            columns = int(np.prod(file.shape(names[0])[1:])) * 8 // bits
+            columns = math.prod(file.shape(names[0])[1:]) * 8 // bits
         if bits not in (4, 8) or not all(file.is_constant(name) for name in names):
             raise file.unsupported(anchor.node, f"{bits} bits, or not constant; 4 and 8 are read")
         data, scale, *zero = (file.array(name) for name in names)
@@ -158,9 +154,7 @@ def _settings(file: OnnxFile) -> Settings:
         kind = settings.text("type")
         if kind not in MODEL_TYPES:
             supported = ", ".join(MODEL_TYPES)
-            raise UnsupportedError(
-                f"{settings.path}: type {kind!r}; supported are {supported}"
-            )
+            raise UnsupportedError(f"{settings.path}: type {kind!r}; supported are {supported}")
         return settings
     if not (folder / "config.json").exists():
         raise CompileError(
@@ -180,7 +174,9 @@ def _config(
         with translated(f"{file.path}: metadata {CONFIG}"):
             given: dict[str, Any] = json.loads(file.metadata[CONFIG])
             frequencies = tuple(float(f) for f in given["rope_frequencies"])
-            return ModelConfig(**(given | {"rope_frequencies": frequencies}))
+            config = ModelConfig(**(given | {"rope_frequencies": frequencies}))
+            _check(file.path, config)
+            return config
     if settings.path.name == "config.json":
         return read_config(file.path.parent, settings)
     return _from_graph(file, settings, checkpoint, decoder)
@@ -204,25 +200,41 @@ def _from_graph(
         context = min(context, window)  # up to the window's size, the window changes nothing
     norm = checkpoint.roles["model.norm.weight"].anchor
     assert isinstance(norm, Norm)
-    given = {
-        "layers": sizes.integer("num_hidden_layers"),
-        "width": sizes.integer("hidden_size"),
-        "heads": sizes.integer("num_attention_heads"),
-        "kv_heads": sizes.integer("num_key_value_heads"),
-        "head_dim": sizes.integer("head_size"),
-        "ffn": checkpoint.shape("model.layers.0.mlp.gate_proj.weight")[0],
-        "vocab_size": settings.integer("vocab_size"),
-        "context": context,
-    }
-    check_sizes(file.path, **given, norm_eps=norm.eps, rope_base=2.0)
-    return ModelConfig(
+    config = ModelConfig(
         family="llama",
         name=file.path.resolve().parent.name,
-        **given,
+        layers=sizes.integer("num_hidden_layers"),
+        width=sizes.integer("hidden_size"),
+        heads=sizes.integer("num_attention_heads"),
+        kv_heads=sizes.integer("num_key_value_heads"),
+        head_dim=sizes.integer("head_size"),
+        ffn=checkpoint.shape("model.layers.0.mlp.gate_proj.weight")[0],
+        vocab_size=settings.integer("vocab_size"),
+        context=context,
         norm_eps=norm.eps,
         rope_frequencies=tuple(frequencies.tolist()),
         tied=False,
     )
+    _check(file.path, config)
+    return config
+
+
+def _check(path: Path, config: ModelConfig) -> None:
+    check_sizes(
+        path,
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        ffn=config.ffn,
+        vocab_size=config.vocab_size,
+        context=config.context,
+        norm_eps=config.norm_eps,
+        rope_base=math.inf,  # the frequencies are given instead
+    )
+    if len(config.rope_frequencies) != config.head_dim // 2:
+        raise CompileError(f"{path}: {len(config.rope_frequencies)} rotary frequencies a head")
 
 
 def _tied(checkpoint: OnnxCheckpoint) -> bool:

@@ -84,7 +84,7 @@ class Embedding:
     """Rows looked up by token, from a float table or packed blocks (data, scales, zero points)."""
 
     node: NodeProto
-    table: Stored | None
+    weight: Stored | None
     packed: tuple[str, ...]
     bits: int = 0
 
@@ -147,9 +147,9 @@ class Anchors:
     def _data(self, node: NodeProto) -> Iterable[str]:
         """The inputs of a node that its output's data come from."""
         if node.op_type == "SkipSimplifiedLayerNormalization":  # the sum, not the norm
-            return node.input[:2]
+            return list(node.input[:2])
         if node.op_type == "Where":
-            return node.input[1:]
+            return list(node.input[1:])
         return [i for i in node.input[: DATA_INPUTS.get(node.op_type, len(node.input))] if i]
 
     def _linear(self, node: NodeProto) -> Linear | None:
@@ -205,13 +205,12 @@ class Anchors:
             return None if eps is None else (node.input[0], eps)
         for x, factor in (node.input, reversed(node.input)):
             inverse = self._before(factor)
-            if inverse is None:
+            if inverse is None or inverse.op_type not in ("Reciprocal", "Div"):
                 continue
-            if inverse.op_type == "Reciprocal" or (
-                inverse.op_type == "Div" and self._file.number(inverse.input[0]) == 1
-            ):
-                if (eps := self._root(inverse.input[-1])) is not None:
-                    return x, eps
+            if inverse.op_type == "Div" and self._file.number(inverse.input[0]) != 1:
+                continue
+            if (eps := self._root(inverse.input[-1])) is not None:
+                return x, eps
         return None
 
     def _root(self, value: str) -> float | None:
@@ -261,7 +260,8 @@ class Anchors:
         nodes = self._upstream(value)
         if any(node.op_type not in BLOCK_OPERATIONS for node in nodes):
             return None
-        tables = {n.input[0] for n in nodes if n.op_type == "Gather" and self._is_tokens(n.input[1])}
+        gathers = [node for node in nodes if node.op_type == "Gather"]
+        tables = {node.input[0] for node in gathers if self._is_tokens(node.input[1])}
         return tables.pop() if len(tables) == 1 else None
 
     def _upstream(self, value: str) -> list[NodeProto]:

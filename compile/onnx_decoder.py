@@ -209,9 +209,7 @@ class Decoder:
         self._check(self._behind[readers[0]], allowed)
         return readers[0]
 
-    def _one(
-        self, walk: Walk, kind: type[Anchor], what: str, allowed: Collection[str]
-    ) -> Anchor:
+    def _one(self, walk: Walk, kind: type[Anchor], what: str, allowed: Collection[str]) -> Anchor:
         """The one anchor of a kind that a walk must find."""
         self._check(walk, allowed)
         if len(walk.found) != 1 or not isinstance(anchor := next(iter(walk.found)), kind):

@@ -60,7 +60,7 @@ class GraphWriter:
         node = helper.make_node(op, inputs, outputs, name, domain=domain, **attributes)
         self._nodes.append(node)
 
-    def constant(self, name: str, value: NDArray[Any]) -> str:
+    def constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
         """Add a small constant, once; returns its name."""
         if name not in self._tensors:
             self._tensors[name] = numpy_helper.from_array(np.asarray(value), name)
@@ -107,10 +107,10 @@ def onnx_files(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     The old graph goes before the new weights come: a crash in between leaves no graph at all
     rather than one over the weights of another.
     """
-    with replacing(path) as graph:
-        with replacing(path.with_name(f"{path.name}.data")) as data:
-            yield graph, data
-            path.unlink(missing_ok=True)
+    with replacing(path) as graph, replacing(path.with_name(f"{path.name}.data")) as data:
+        yield graph, data
+        data.flush()  # a full disk shows here at the latest
+        path.unlink(missing_ok=True)
 
 
 def value(name: str, dtype: int, dims: Dims) -> ValueInfoProto:

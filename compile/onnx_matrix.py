@@ -59,7 +59,8 @@ def pack(matrix: Matrix) -> NBits:
     if isinstance(matrix, Q8):
         biased = matrix.q.view(np.uint8) ^ np.uint8(128)
         return NBits(8, 32, biased.reshape(rows, blocks, 32), scale, None)
-    data = (matrix.q[:, ::2] | matrix.q[:, 1::2] << 4).reshape(rows, blocks, matrix.group // 2)
+    low, high = matrix.q[:, ::2], matrix.q[:, 1::2]
+    data: NDArray[np.uint8] = (low | high << 4).reshape(rows, blocks, matrix.group // 2)
     if matrix.minimum is None:
         return NBits(4, matrix.group, data, scale, None)
     scale = np.where(scale == 0, NO_SCALE, scale)

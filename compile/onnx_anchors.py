@@ -97,7 +97,7 @@ Anchor = Linear | Norm | Embedding
 
 @dataclass(frozen=True)
 class Walk:
-    """The nearest anchors behind a value, and the nodes passed on the way."""
+    """The nearest anchors behind a value, and the nodes between; not those of masks and tables."""
 
     found: frozenset[Anchor]
     passed: tuple[NodeProto, ...]
@@ -109,6 +109,9 @@ class Anchors:
     def __init__(self, file: OnnxFile) -> None:
         self._file = file
         self.by_output: dict[str, Anchor] = {}
+        self._places = {
+            value: place for place, node in enumerate(file.graph.node) for value in node.output
+        }
         for node in file.graph.node:
             anchor = self._linear(node) or self._norm(node) or self._embedding(node)
             if anchor is not None:
@@ -121,17 +124,23 @@ class Anchors:
     def walk(self, *values: str) -> Walk:
         """Against the flow of data from ``values``."""
         found: set[Anchor] = set()
-        passed: dict[int, NodeProto] = {}
+        behind: dict[int, NodeProto] = {}  # by its place in the graph
         left = list(values)
         while left:
             value = left.pop()
             node = self._file.producer.get(value)
             if value in self.by_output:
                 found.add(self.by_output[value])
-            elif node is not None and id(node) not in passed:
-                passed[id(node)] = node
+            elif node is not None and self._places[value] not in behind:
+                behind[self._places[value]] = node
                 left += self._data(node)
-        return Walk(frozenset(found), tuple(passed.values()))
+        between: list[NodeProto] = []
+        led = set(self.by_output)
+        for _, node in sorted(behind.items()):
+            if not led.isdisjoint(self._data(node)):
+                between.append(node)
+                led.update(node.output)
+        return Walk(frozenset(found), tuple(between))
 
     def stored(self, value: str) -> Stored | None:
         """The constant behind a value, through a transpose and changes of type or form."""

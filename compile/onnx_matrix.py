@@ -60,7 +60,7 @@ def pack(matrix: Matrix) -> NBits:
         biased = matrix.q.view(np.uint8) ^ np.uint8(128)
         return NBits(8, 32, biased.reshape(rows, blocks, 32), scale, None)
     low, high = matrix.q[:, ::2], matrix.q[:, 1::2]
-    data: NDArray[np.uint8] = (low | high << 4).reshape(rows, blocks, matrix.group // 2)
+    data = (low | high << 4).astype(np.uint8).reshape(rows, blocks, matrix.group // 2)
     if matrix.minimum is None:
         return NBits(4, matrix.group, data, scale, None)
     scale = np.where(scale == 0, NO_SCALE, scale)

@@ -197,7 +197,7 @@ def write_plain(folder: Path, model: Checkpoint, tiny: TinyModel) -> Path:
     x = graph("Gather", number(tensor("model.embed_tokens.weight")), "input_ids")
     positions = graph("CumSum", "attention_mask", number(1))
     column = graph("Unsqueeze", graph("Cast", positions, to=1), number(np.array([1, 3])))
-    frequencies = np.float32(config.rope_frequencies)
+    frequencies = np.array(config.rope_frequencies, np.float32)
     angles = graph("Mul", column, number(np.concatenate([frequencies, frequencies])))
     cos, sin = graph("Cos", angles), graph("Sin", angles)
     mask = graph("Unsqueeze", graph("Cast", "attention_mask", to=1), number(np.array([1, 2])))

@@ -211,7 +211,8 @@ Change = Callable[[onnx.ModelProto], None]
 
 
 def node(model: onnx.ModelProto, op: str) -> onnx.NodeProto:
-    return next(n for n in model.graph.node if n.op_type == op)
+    found: onnx.NodeProto = next(n for n in model.graph.node if n.op_type == op)
+    return found
 
 
 def insert(model: onnx.ModelProto, value: str, new: onnx.NodeProto) -> None:
@@ -245,7 +246,7 @@ def scaled_embedding(model: onnx.ModelProto) -> None:
     gather = node(model, "Gather")
     value = gather.output[0]
     gather.output[0] = "raw"
-    scale = onnx.numpy_helper.from_array(np.float32(8), "eight")
+    scale = onnx.numpy_helper.from_array(np.array(8, np.float32), "eight")
     model.graph.initializer.append(scale)
     insert(model, "raw", helper.make_node("Mul", ["raw", "eight"], [value], "times_eight"))
 

@@ -11,6 +11,7 @@ from compile.errors import CompileError
 
 COMMANDS = {  # by its name, the module, which has a function of the same name
     "eval": "evaluate",
+    "export": "export",
     "model": "model",
     "targets": "targets",
 }

@@ -59,8 +59,8 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
     if not (folder / "config.json").exists():
         raise CompileError(f"{folder}: config.json is missing; is this a Hugging Face model?")
     settings = read_settings(folder / "config.json")
-    _check_architecture(settings)
-    config = _config(folder, settings)
+    check_architecture(settings)
+    config = read_config(folder, settings)
     weights = SafetensorsFolder(folder)
     expected = tensor_shapes(config)
     found = {
@@ -73,7 +73,7 @@ def open_huggingface(folder: Path) -> HuggingFaceCheckpoint:
     return HuggingFaceCheckpoint(weights, config, read_tokenizer(folder, settings, config))
 
 
-def _check_architecture(settings: Settings) -> None:
+def check_architecture(settings: Settings) -> None:
     """Refuse what is not a plain Llama, naming the first thing that differs."""
     path = settings.path
     kind = settings.text("model_type")
@@ -94,7 +94,8 @@ def _check_architecture(settings: Settings) -> None:
         )
 
 
-def _config(folder: Path, settings: Settings) -> ModelConfig:
+def read_config(folder: Path, settings: Settings) -> ModelConfig:
+    """The sizes that a config.json gives; CompileError where one is missing or absurd."""
     width = settings.integer("hidden_size")
     heads = settings.integer("num_attention_heads")
     if heads < 1 or (width % heads and "head_dim" not in settings):

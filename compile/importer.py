@@ -9,15 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from compile.checkpoint import Checkpoint
-from compile.errors import CompileError, UnsupportedError
+from compile.errors import CompileError
 from compile.gguf_file import MAGIC
 from compile.import_gguf import open_gguf
 from compile.import_huggingface import open_huggingface
+from compile.import_onnx import open_onnx
 from compile.stored import open_stored
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a GGUF file, a Hugging Face folder or a checkpoint of ours, told apart by content.
+    """Open a GGUF, an ONNX graph, a Hugging Face folder, or an artifact or a checkpoint of ours.
 
     CompileError where it is neither, damaged, or incomplete; UnsupportedError where it is sound
     but of a kind that cannot be compiled.
@@ -28,6 +29,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CompileError(f"{path}: no such file or folder")
     if not path.is_file():
         raise CompileError(f"{path}: neither a file nor a folder")
+    if path.suffix == ".onnx":  # protobuf has no magic to tell it by
+        return open_onnx(path)
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -37,6 +40,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return open_gguf(path)
     if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
         return open_stored(path)
-    if path.suffix == ".onnx":  # protobuf has no magic to tell it by
-        raise UnsupportedError(f"{path}: ONNX is not supported yet; give the GGUF or the folder")
+    if start.startswith(b"PK"):
+        from compile.import_artifact import open_artifact  # which needs TVM: seconds
+
+        return open_artifact(path)
     raise CompileError(f"{path}: neither a GGUF file nor a Hugging Face folder")

@@ -177,6 +177,8 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
             head_dim=config.head_dim,
             ffn=config.ffn,
             vocab_size=config.vocab_size,
+            norm_eps=config.norm_eps,
+            rope_frequencies=config.rope_frequencies,
         ),
         numerics=m.Numerics(
             version=1,

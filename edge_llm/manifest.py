@@ -50,6 +50,9 @@ class Model:
     head_dim: Count
     ffn: Count
     vocab_size: Count
+    # What only the code would know otherwise; null where an older compiler left it out.
+    norm_eps: float | None = None
+    rope_frequencies: Annotated[tuple[float, ...], Length(1024)] | None = None  # radians a position
 
 
 @dataclass(frozen=True)

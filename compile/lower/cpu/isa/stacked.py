@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.lower.cpu.isa.quads import COLUMNS, ROWS, offset8, pack8
+from compile.lower.cpu.isa.quads import COLUMNS, ROWS, offset8, pack8, unpack8
 from compile.lower.cpu.memory import Expr
 
-__all__ = ["NAME", "offset4", "offset8", "pack4", "pack8"]
+__all__ = ["NAME", "offset4", "offset8", "pack4", "pack8", "unpack4", "unpack8"]
 
 NAME = "stacked"
 
@@ -25,6 +25,14 @@ def pack4(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
     blocks = q.reshape(rows // ROWS, 2, 8, columns // COLUMNS, 8, 4)
     packed = (blocks[:, 0] | (blocks[:, 1] ^ 8) << 4).transpose(0, 2, 3, 1, 4)
     return np.ascontiguousarray(packed).reshape(rows // ROWS, columns // COLUMNS, 256)
+
+
+def unpack4(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The inverse of :func:`pack4`."""
+    tiles, groups, _ = packed.shape
+    blocks = packed.reshape(tiles, groups, 8, 8, 4)  # [tile, group, j, row % 8, column % 4]
+    halves = np.stack((blocks & 15, blocks >> 4 ^ 8))
+    return halves.transpose(1, 0, 4, 2, 3, 5).reshape(tiles * ROWS, groups * COLUMNS)
 
 
 def offset4(row: Expr, column: Expr) -> tuple[Expr, Expr, Expr]:

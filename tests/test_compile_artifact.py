@@ -1,0 +1,83 @@
+"""An artifact opened as a checkpoint: packing undone, for every kernel's order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compile.checkpoint import Checkpoint
+from compile.errors import CompileError, UnsupportedError
+from compile.importer import open_checkpoint
+from compile.lower.cpu.isa import ISAS
+from compile.pipeline import Options, make_plan, pack_artifact, quantize
+from edge_llm.artifact import Artifact, write_artifact
+from targets import TARGETS
+from tests.same_tensors import assert_same_tensors
+from tests.tiny_model import write_tiny_gguf
+
+LAYOUTS = {isa.layout.NAME: isa.layout for isa in ISAS.values()}
+ONE_OF_EACH_ISA = {target.isa: name for name, target in TARGETS.items()}.values()
+MODELS: dict[str, dict[str, Any]] = {
+    "symmetric": {"quantization": "Q4_0"},
+    "asymmetric-untied": {"quantization": "Q4_1", "tied": False, "vocab": 327},
+    "head-4": {"quantization": "Q4_0", "head_quantization": "Q4_0", "heads": 4, "kv_heads": 2},
+}
+
+
+def packed(folder: Path, target: str = "rpi5", **sizes: Any) -> tuple[Path, Checkpoint]:
+    """An artifact of a tiny model, all but its code, and what was packed into it."""
+    write_tiny_gguf(folder / "tiny.gguf", **sizes)
+    options = Options(str(folder / "tiny.gguf"), TARGETS[target], folder / "tiny.edge")
+    quantized = quantize(open_checkpoint(folder / "tiny.gguf"), options, lambda _s, _d: None)
+    plan = make_plan(quantized, options)
+    pack_artifact(plan, quantized, b"no code", options, lambda _s, _d: None)
+    return options.output, quantized
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(tiles=st.integers(1, 4), groups=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
+def test_unpacking_undoes_packing(layout: str, tiles: int, groups: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    four = random.integers(0, 16, (16 * tiles, 32 * groups), np.uint8)
+    eight = random.integers(0, 256, four.shape, np.uint8)
+    module = LAYOUTS[layout]
+    np.testing.assert_array_equal(module.unpack4(module.pack4(four)), four)
+    np.testing.assert_array_equal(module.unpack8(module.pack8(eight)), eight)
+
+
+@pytest.mark.parametrize("target", ONE_OF_EACH_ISA)
+@pytest.mark.parametrize("name", MODELS)
+def test_what_was_packed_comes_back(tmp_path: Path, target: str, name: str) -> None:
+    path, model = packed(tmp_path, target, **MODELS[name])
+    back = open_checkpoint(path)
+    assert_same_tensors(back, model)
+    assert back.config == model.config
+    assert replace(back.tokenizer, tokenizer_json=b"") == replace(
+        model.tokenizer, tokenizer_json=b""
+    )
+    with pytest.raises(KeyError):
+        back.tensor("model.layers.99.mlp.up_proj.weight")
+
+
+def test_one_of_an_older_compiler_says_what_it_lacks(tmp_path: Path) -> None:
+    path, _ = packed(tmp_path)
+    with Artifact.open(path) as artifact:
+        manifest = artifact.manifest
+        entries = {entry.name: bytes(artifact.entry(entry.name)) for entry in manifest.entries}
+    model = replace(manifest.model, norm_eps=None, rope_frequencies=None)
+    write_artifact(path, replace(manifest, model=model), entries)
+    with pytest.raises(UnsupportedError, match=r"tiny\.edge: its manifest lacks norm_eps"):
+        open_checkpoint(path)
+
+
+def test_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path, _ = packed(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CompileError, match=r"tiny\.edge: is cut short"):
+        open_checkpoint(path)

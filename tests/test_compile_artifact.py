@@ -35,7 +35,7 @@ def packed(folder: Path, target: str = "rpi5", **sizes: Any) -> tuple[Path, Chec
     write_tiny_gguf(folder / "tiny.gguf", **sizes)
     options = Options(str(folder / "tiny.gguf"), TARGETS[target], folder / "tiny.edge")
     quantized = quantize(open_checkpoint(folder / "tiny.gguf"), options, lambda _s, _d: None)
-    plan = make_plan(quantized, options)
+    plan = make_plan(quantized.config, quantized.formats, options)
     pack_artifact(plan, quantized, b"no code", options, lambda _s, _d: None)
     return options.output, quantized
 

@@ -23,7 +23,7 @@ from compile.pipeline import Options, compile_model
 from compile.quantize.nearest import quantize4
 from compile.reference import Exact, Reference
 from edge_llm.cpu import host
-from edge_llm.evaluation import Distance
+from edge_llm.evaluation import Predictions
 from targets import resolve
 from tests.conftest import Smollm2Artifact, TinyArtifact
 from tests.device_logits import device_logits
@@ -129,9 +129,9 @@ def test_an_artifact_its_graph_and_the_graphs_artifact_agree(
     artifact, graph, again = tiny_artifact(), tmp_path / "model.onnx", tmp_path / "again.edge"
     export_onnx(open_checkpoint(artifact), graph)
     device = device_logits(artifact, TOKENS, len(TOKENS))
-    distance = Distance()
-    distance.add(Session(graph).logits(TOKENS), device)
-    assert distance.mean <= 0.01
+    predictions = Predictions()
+    predictions.add(TOKENS, device, Session(graph).logits(TOKENS))
+    assert np.mean(predictions.kl) <= 0.01
     machine = host()
     target = resolve("native", machine.machine, machine.features)
     compile_model(Options(str(graph), target, again))
@@ -192,13 +192,13 @@ def test_onnxruntime_agrees_about_smollm2(
     assert done.returncode == 0, done.stderr
     with edge_llm.load(artifact) as model:
         tokens = model.encode((DATA / "english.txt").read_text(encoding="utf-8"))[:256]
-        distance = Distance()
-        distance.add(Session(graph).logits(tokens), model.logits(tokens))
-        print(f"\nKL {distance.mean:.4f}, top-1 {distance.top1:.3f}")
+        predictions = Predictions()
+        predictions.add(tokens, model.logits(tokens), Session(graph).logits(tokens))
+        print(f"\n{predictions.summary()}")
         prompt = model.encode("The three states of matter are")
         expected = "".join(
             model.generate("The three states of matter are", raw=True, max_tokens=32)
         )
         decoded = model.tokenizer.decode(Session(graph).greedy(prompt, 32))
-    assert distance.mean <= 0.01
+    assert np.mean(predictions.kl) <= 0.01
     assert decoded == expected

@@ -1,6 +1,7 @@
 """A checkpoint of our own in one file: what a stage of the compiler made, for the next one.
 
-A safetensors file whose metadata hold the sizes and the tokenizer. A quantized matrix is stored as
+A safetensors file whose metadata hold the sizes and the tokenizer; the same
+checkpoint gives the same bytes. A quantized matrix is stored as
 ``NAME.q`` (uint8 [rows, columns / 2], the even column in the low nibble; or int8 [rows, columns]),
 ``NAME.scale`` and, if asymmetric, ``NAME.minimum``, both float16.
 
@@ -26,30 +27,27 @@ from compile.families import FAMILIES
 from compile.foreign_errors import translated
 from edge_llm.files import replacing
 
-FORMAT = "edge-llm checkpoint 1"
+KEY = "edge-llm"  # of the metadata: one, as several are written in no certain order
+FORMAT = "checkpoint 1"
 
 
-def store(path: Path, checkpoint: Checkpoint, notes: Mapping[str, str] | None = None) -> None:
+def store(path: Path, checkpoint: Checkpoint) -> None:
     """Write every tensor of ``checkpoint``; ``path`` is whole or what it was before.
 
     Args:
         path: the file to write, by convention ``*.safetensors``.
         checkpoint: float and quantized tensors as they shall be stored.
-        notes: more metadata, such as what the checkpoint was made from.
     """
     arrays = {
         part: array
         for name in checkpoint.names()
         for part, array in parts(name, checkpoint.tensor(name)).items()
     }
-    metadata = {
+    description = {
         "format": FORMAT,
-        "config": json.dumps(asdict(checkpoint.config)),
-        "tokenizer": json.dumps(
-            asdict(checkpoint.tokenizer)
-            | {"tokenizer_json": checkpoint.tokenizer.tokenizer_json.decode()}
-        ),
-        **(notes or {}),
+        "config": asdict(checkpoint.config),
+        "tokenizer": asdict(checkpoint.tokenizer)
+        | {"tokenizer_json": checkpoint.tokenizer.tokenizer_json.decode()},
     }
     specs = {
         name: safetensors.TensorSpec(
@@ -61,34 +59,35 @@ def store(path: Path, checkpoint: Checkpoint, notes: Mapping[str, str] | None = 
         for name, array in arrays.items()
     }
     with translated(f"cannot write {path}"), replacing(path) as file:
-        safetensors.serialize_file(specs, Path(file.name), metadata)
+        safetensors.serialize_file(specs, Path(file.name), {KEY: json.dumps(description)})
 
 
 def open_stored(path: Path) -> StoredCheckpoint:
     """Open a file that :func:`store` wrote; CompileError where it is damaged or another's."""
     with translated(f"{path}: not a checkpoint of ours, or a damaged one"):
         file: Any = safetensors.safe_open(path, framework="numpy")
-        metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
+        description = json.loads((file.metadata() or {}).get(KEY, "{}"))
+        if description.get("format") != FORMAT:
             raise CompileError(f"{path}: a safetensors file by itself; give the model's folder")
-        return StoredCheckpoint(file, metadata)
+        return StoredCheckpoint(file, description)
 
 
 class StoredCheckpoint:
     """A checkpoint read from one file, a tensor at a time."""
 
-    def __init__(self, file: Any, metadata: Mapping[str, str]) -> None:
+    def __init__(self, file: Any, description: Mapping[str, Any]) -> None:
         self._file = file
-        self.notes = metadata
-        config = json.loads(metadata["config"])
-        config["rope_frequencies"] = tuple(config["rope_frequencies"])
-        self.config = ModelConfig(**config)
+        config = description["config"]
+        frequencies = tuple(config["rope_frequencies"])
+        self.config = ModelConfig(**config | {"rope_frequencies": frequencies})
         if self.config.family not in FAMILIES:
             raise CompileError(f"family {self.config.family}: this version knows {list(FAMILIES)}")
-        tokenizer = json.loads(metadata["tokenizer"])
-        tokenizer["tokenizer_json"] = tokenizer["tokenizer_json"].encode()
-        tokenizer["eos_token_ids"] = tuple(tokenizer["eos_token_ids"])
-        self.tokenizer = TokenizerFiles(**tokenizer)
+        tokenizer = description["tokenizer"]
+        plain = {
+            "tokenizer_json": tokenizer["tokenizer_json"].encode(),
+            "eos_token_ids": tuple(tokenizer["eos_token_ids"]),
+        }
+        self.tokenizer = TokenizerFiles(**tokenizer | plain)
         self._keys = frozenset(file.keys())
 
     def names(self) -> Iterable[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,10 @@ def test_what_is_stored_comes_back(
     quantized = QuantizedCheckpoint(
         tiny, Formats.of(tiny, Choices(symmetric=symmetric, head_bits=head_bits))
     )
-    store(tmp_path / "tiny.safetensors", quantized, {"made from": "tiny.gguf"})
+    store(tmp_path / "tiny.safetensors", quantized)
+    store(tmp_path / "again.safetensors", quantized)
+    written = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("tiny", "again")]
+    assert written[0] == written[1]
     back = open_checkpoint(tmp_path / "tiny.safetensors")
     assert back.config == tiny.config
     assert back.tokenizer == tiny.tokenizer
@@ -70,7 +75,14 @@ def test_safetensors_of_somebody_else_are_refused(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, tiny: Checkpoint) -> None:
     path = tmp_path / "tiny.safetensors"
     path.write_bytes(b"before")
-    with pytest.raises(CompileError, match="cannot write"):
-        store(path, tiny, {"a note that is no text": 1})  # type: ignore[dict-item]
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))  # as if the disk were full
+    try:
+        with pytest.raises(CompileError, match=r"cannot write .*tiny\.safetensors"):
+            store(path, tiny)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []

@@ -199,11 +199,13 @@ def test_the_device_package_imports_none_of_the_workstations() -> None:
     assert done.stdout.split() == []
 
 
-def test_both_locks_agree() -> None:
-    """A device runs the versions that were tested on the workstation."""
-    workstation = pins("requirements.lock")
-    assert workstation
-    assert pins("requirements-device.lock") <= workstation
+def test_the_locks_agree() -> None:
+    """A device runs the versions that were tested on the workstation, with PyTorch and without."""
+    device, workstation, distill = (
+        pins(f"requirements{kind}.lock") for kind in ("-device", "", "-distill")
+    )
+    assert device
+    assert device < workstation < distill
 
 
 def pins(lock: str) -> set[str]:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Write the two locks, for every supported Python at once:
-#   requirements.lock          all a workstation uses, checks and tests included
+# Write the locks, for every supported Python at once:
+#   requirements.lock          what a workstation uses, all but distillation
+#   requirements-distill.lock  and distillation: what checks and tests need
 #   requirements-device.lock   what a device installs, in the same versions
 #   .ci/setup/lock.sh VENV
 set -euo pipefail
@@ -18,7 +19,9 @@ cuda=(cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti
     nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13
     nvidia-nvtx triton)
 
-compile --upgrade --all-extras --constraints <(echo "torch==2.13.0") \
-    "${cuda[@]/#/--no-emit-package=}" --output-file requirements.lock
+compile --upgrade --extra compile --extra demo --extra dev --output-file requirements.lock
+compile --upgrade --all-extras --no-annotate \
+    --constraints requirements.lock --constraints <(echo "torch==2.13.0") \
+    "${cuda[@]/#/--no-emit-package=}" --output-file requirements-distill.lock
 compile --upgrade --constraints requirements.lock --no-annotate \
     --output-file requirements-device.lock

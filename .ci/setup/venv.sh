@@ -35,7 +35,7 @@ if ! { supported "$folder/bin/python" && "$folder/bin/python" -m pip --version >
     "$python" -m venv --clear "$folder"
 fi
 echo "setup: $("$folder/bin/python" --version) in $folder"
-echo "setup: installing the packages of requirements.lock (about 300 MB to download the first time)"
+echo "setup: installing the packages of requirements.lock (about 400 MB to download the first time)"
 install=("$folder/bin/python" -m pip --quiet --quiet --disable-pip-version-check install)
 "${install[@]}" --requirement requirements.lock
 "${install[@]}" --no-deps --no-build-isolation --editable .

@@ -29,7 +29,7 @@ from compile.stored import store
 
 RECIPES = PROJECT / "benchmarks" / "quality"
 RECIPE_SECONDS = 4 * 3600
-NEAREST = ("int4-g128", "int4-g64", "int4-g64-asym", "int4-g32")  # of all matrices, head included
+NEAREST = ("int4-g64", "int4-g64-asym", "int4-g32")  # of all matrices, head included
 
 
 def nearest(shop: Workshop) -> Iterator[Candidate]:

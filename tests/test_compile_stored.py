@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, tiny: Checkpoint) 
     path = tmp_path / "tiny.safetensors"
     path.write_bytes(b"before")
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))  # as if full; Python ignores the signal
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))  # as if the disk were full
     try:
         with pytest.raises(CompileError, match=r"cannot write .*tiny\.safetensors"):
             store(path, tiny)

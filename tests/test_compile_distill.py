@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,15 @@ from tests.tiny_model import CORPUS, tiny_tokenizer, write_tiny_gguf, write_tiny
 MACHINE = Machine(torch.device("cpu"), torch.float32)
 FOUR = MatrixFormat(4, 32, True)
 FORMATS = Formats(FOUR, MatrixFormat(4, 32, False), FOUR, FOUR, MatrixFormat(8, 32, True))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """For a tiny model threads only wait for each other: a hundred times longer, on two cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +80,7 @@ def test_a_cache_gives_what_a_whole_sequence_gives(tiny: Checkpoint, tokens: np.
         torch.testing.assert_close(torch.cat(pieces, 1), decoder(whole), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_transformers_says_the_same(tmp_path: Path, tokens: np.ndarray) -> None:
     write_tiny_huggingface(tmp_path / "tiny", quantization="F32")
     ours = DecoderTeacher(open_checkpoint(tmp_path / "tiny"), MACHINE)
@@ -143,6 +154,7 @@ def test_training_brings_a_rounded_student_nearer(
     assert len(points) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_student(tiny: Checkpoint, tmp_path: Path) -> None:
     store(tmp_path / "tiny.safetensors", tiny)
     program = f"""
@@ -183,6 +195,7 @@ store(folder / "student.safetensors", learned)
     assert one == other
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tiny: Checkpoint, tmp_path: Path) -> None:
     store(tmp_path / "tiny.safetensors", tiny)
     program = tmp_path / "learn.py"

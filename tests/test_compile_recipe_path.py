@@ -64,6 +64,7 @@ def start(folder: Path, name: str, largest_file: int | None = None) -> subproces
         cwd=folder,
         env={
             **os.environ,
+            "OMP_NUM_THREADS": "1",  # for a tiny model threads only wait for each other
             "PYTHONPATH": f"{PROJECT}:{os.environ.get('PYTHONPATH', '')}",
             **threads,
         },

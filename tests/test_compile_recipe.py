@@ -39,7 +39,7 @@ def test_all_of_it(tmp_path: Path) -> None:
         tmp_path,
         """
         [data]
-        text = ["a.txt", "/tmp/b.txt"]
+        text = ["a.txt", "/elsewhere/b.txt"]
         tokens = 1_000_000
         [student]
         layers = 20
@@ -57,7 +57,7 @@ def test_all_of_it(tmp_path: Path) -> None:
         prompts = "Hello?"
         """,
     )
-    assert given.data == Data(text=(tmp_path / "a.txt", Path("/tmp/b.txt")), tokens=1_000_000)
+    assert given.data == Data(text=(tmp_path / "a.txt", Path("/elsewhere/b.txt")), tokens=1_000_000)
     assert given.student == Student(layers=20, ffn=1024)
     assert given.distill == Training(100, learning_rate=1e-3)
     assert given.finetune == Training(50, batch=4)

@@ -1,12 +1,11 @@
 """How many bytes a budget leaves for a model's matrices.
 
-budget = parse("fits rpi-zero2w at context 1024")       # or "4.25 bits", "90 MB"
+budget = Fits(TARGETS["rpi-zero2w"], 1024)      # or Bits(4.25), ArtifactSize(90_000_000)
 choose(costs, sizes(checkpoint.config), allowance(budget, checkpoint, context))
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,7 +18,7 @@ from compile.quantize.budget import sizes
 from compile.quantize.formats import INT8, Formats, weights_of
 from compile.tokenizer_json import compact
 from edge_llm.manifest import Memory
-from targets import TARGETS, Target
+from targets import Target
 
 ARTIFACT_BYTES = 768 * 2**10  # code (some 120 kB), manifest, and what aligns the entries
 PROCESS_BYTES = 72_000_000  # interpreter, libraries, tokenizer: tests/test_round_trips.py measures
@@ -48,20 +47,6 @@ class Fits:
 
 
 Budget: TypeAlias = Bits | ArtifactSize | Fits
-
-
-def parse(text: str) -> Budget:
-    """A budget from its text; CompileError says how one is written."""
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?) (bits|MB)", text):
-        number = float(match[1])
-        return Bits(number) if match[2] == "bits" else ArtifactSize(round(number * 1e6))
-    if match := re.fullmatch(r"fits (\S+) at context (\d+)", text):
-        if match[1] not in TARGETS:
-            raise CompileError(f"budget {text!r}: no target {match[1]}: {', '.join(TARGETS)}")
-        return Fits(TARGETS[match[1]], int(match[2]))
-    raise CompileError(
-        f"budget {text!r}: write '4.25 bits', '90 MB' or 'fits rpi-zero2w at context 1024'"
-    )
 
 
 def allowance(budget: Budget, checkpoint: Checkpoint, context: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compile.allowance import ArtifactSize, Bits, Fits, allowance, parse
+from compile.allowance import ArtifactSize, Bits, Fits, allowance
 from compile.checkpoint import Checkpoint
 from compile.errors import CompileError, UnsupportedError
 from compile.families import FAMILIES
@@ -130,17 +130,6 @@ def test_a_budget_out_of_reach_says_what_is_in_reach(tiny: Checkpoint, costs: Co
         choose(costs, sizes(tiny.config), allowance(Bits(4), tiny, 256))
     with pytest.raises(CompileError, match=r"leaves 0\.\d\d MB for the matrices"):
         choose(costs, sizes(tiny.config), allowance(ArtifactSize(800_000), tiny, 256))
-
-
-def test_budgets_are_read() -> None:
-    assert parse("4.25 bits") == Bits(4.25)
-    assert parse("90 MB") == ArtifactSize(90_000_000)
-    assert parse("fits rpi-zero2w at context 1024") == Fits(TARGETS["rpi-zero2w"], 1024)
-    for text in ("", "4.25", "90MB", "-1 bits", "fits rpi5", "fits rpi5 at context many"):
-        with pytest.raises(CompileError, match=r"write '4\.25 bits'"):
-            parse(text)
-    with pytest.raises(CompileError, match="no target rpi9: rpi-zero2w"):
-        parse("fits rpi9 at context 1024")
 
 
 @pytest.mark.parametrize("more", [{}, {"vocab": 327, "tied": False}])

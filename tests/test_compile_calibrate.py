@@ -14,12 +14,12 @@ from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.importer import open_checkpoint
 from compile.quantize.budget import divergence, log_softmax
-from compile.quantize.calibrate import calibrate, segments
+from compile.quantize.calibrate import CalibratedCheckpoint, calibrate, segments
 from compile.quantize.feedback import nearest_in, repaired, with_feedback
 from compile.quantize.formats import INT8, Formats, MatrixFormat
 from compile.quantize.grid import search
 from compile.quantize.nearest import QuantizedCheckpoint, quantize
-from compile.reference import Exact, Reference
+from compile.reference import Exact, Reference, dequantized
 from tests.tiny_model import write_tiny_gguf
 
 FORMATS = [MatrixFormat.parse(t) for t in ("int4-g32", "int4-g64", "int4-g32-asym", "int8")]
@@ -162,3 +162,13 @@ def test_calibration_is_the_same_each_time(tiny: Checkpoint) -> None:
         assert isinstance(second, Q4)
         np.testing.assert_array_equal(first.q, second.q)
         np.testing.assert_array_equal(first.scale, second.scale)
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(tiny: Checkpoint) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    damaged = CalibratedCheckpoint(tiny)
+    weight = dequantized(tiny.tensor(name)).copy()
+    weight[0, 0] = np.nan
+    damaged.matrices[name] = weight  # type: ignore[assignment]
+    with pytest.raises(CompileError, match="infinities or NaN"):
+        calibrate(damaged, Formats(), np.arange(64, dtype=np.int32).reshape(2, 32))

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from compile.checkpoint import Q4, Checkpoint
-from compile.distill.data import Openings, Writer, sample, windows
+from compile.distill.data import Openings, Writer, sample
 from compile.distill.decoder import Cache, Decoder, key
 from compile.distill.machine import Machine
 from compile.distill.prune import PrunedCheckpoint, prune, shape_of
@@ -30,7 +29,7 @@ from compile.quantize.formats import Formats, MatrixFormat
 from compile.quantize.nearest import QuantizedCheckpoint
 from compile.reference import Exact, Reference, dequantized
 from compile.stored import store
-from tests.tiny_model import CORPUS, tiny_tokenizer, write_tiny_gguf, write_tiny_huggingface
+from tests.tiny_model import tiny_tokenizer, write_tiny_gguf, write_tiny_huggingface
 
 MACHINE = Machine(torch.device("cpu"), torch.float32)
 FOUR = MatrixFormat(4, 32, True)
@@ -234,6 +233,15 @@ if machine.rank == 0:
         assert off.max() < 3e-4
 
 
+def test_without_rounding_a_quantized_student_learns_in_float(
+    tiny: Checkpoint, teacher: DecoderTeacher, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    quantized = QuantizedCheckpoint(tiny, FORMATS)
+    learned = train(quantized, teacher, tokens, Settings(steps=1), tmp_path, MACHINE)
+    for name in tiny.names():
+        assert isinstance(learned.tensor(name), np.ndarray)
+
+
 def test_a_damaged_state_is_refused_in_one_line(
     tiny: Checkpoint, teacher: DecoderTeacher, tokens: np.ndarray, tmp_path: Path
 ) -> None:
@@ -257,17 +265,6 @@ def test_every_window_is_seen_once_an_epoch() -> None:
     seen = np.concatenate([order.batch(step, 2) for step in range(7)])
     assert sorted(seen[:7]) == sorted(seen[7:]) == list(range(7))
     assert list(seen[:7]) != list(seen[7:])
-
-
-def test_a_text_becomes_windows() -> None:
-    tokenizer = Tokenizer.from_str(tiny_tokenizer().to_str())
-    text = " ".join(CORPUS)
-    cut = windows(tokenizer, text, 16)
-    ids = tokenizer.encode(text).ids
-    assert cut.dtype == np.int32
-    assert cut.reshape(-1).tolist() == ids[: cut.size]
-    with pytest.raises(CompileError, match=r"notes\.txt: has \d+ tokens, at least 512"):
-        windows(tokenizer, text, 512, "notes.txt")
 
 
 def test_a_writer_asks_and_answers_in_the_chat_templates_words(tiny: Checkpoint) -> None:

@@ -96,7 +96,6 @@ def kill_when(process: subprocess.Popen[str], folder: Path, pattern: str) -> Non
 
 @pytest.mark.slow
 def test_stopped_and_killed_it_ends_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     write_tiny_gguf(tmp_path / "tiny.gguf", quantization="F16", layers=3)
     (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     said = finish(start(tmp_path, "whole.edge"))

@@ -1,6 +1,5 @@
-"""What a student learns from: the user's text, or text that the teacher writes itself.
+"""What a student learns from where there is no text: the teacher writes it.
 
-    tokens = windows(tokenizer, text, 512)          # int32 [n, 512]
     tokens = sample(teacher, files, 200_000, 512, seed=0, folder=Path("samples"))
 
 The teacher needs no prompts: half of the windows start with a random token of its vocabulary (Liu
@@ -22,7 +21,6 @@ from tokenizers import Tokenizer
 
 from compile.checkpoint import TokenizerFiles
 from compile.distill.teacher import Teacher
-from compile.errors import CompileError
 from edge_llm.chat_template import ChatTemplate
 from edge_llm.files import replacing
 
@@ -32,21 +30,6 @@ Report = Callable[[float], None]
 TOGETHER = 64  # windows written at once: one pass over the weights serves them all
 LIKELIEST = 50  # tokens drawn from: the tail is noise that the teacher would not repeat
 CONTENT = "\x00"  # stands for a message; no tokenizer has it in a template
-
-
-def windows(tokenizer: Tokenizer, text: str, length: int, name: str = "text") -> Tokens:
-    """A text's tokens in windows; what does not fill the last one is left out.
-
-    CompileError where the text does not fill one.
-    """
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    count = len(ids) // length
-    if not count:
-        raise CompileError(
-            f"{name}: has {len(ids)} tokens, at least {length} are needed: give more text, or none "
-            "and let the teacher write it"
-        )
-    return np.array(ids[: count * length], np.int32).reshape(count, length)
 
 
 def sample(

@@ -28,12 +28,12 @@ EDGE = 0.3  # of a step: how far from its grid value a weight may start
 class Rounding(nn.Module):
     """The scales of every quantized matrix, and the function that rounds by them."""
 
-    def __init__(self, decoder: Decoder, quantized: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: Decoder, quantized: Checkpoint | None, dtype: torch.dtype) -> None:
         """Begin where ``quantized`` is: the decoder's weights move into its grid's cells.
 
         Args:
             decoder: with the exact weights.
-            quantized: the same model, its matrices rounded.
+            quantized: the same model, its matrices rounded; None rounds nothing.
             dtype: of the products.
         """
         super().__init__()
@@ -42,6 +42,8 @@ class Rounding(nn.Module):
         self._dtype = dtype
         self._grids: dict[str, tuple[int, int, int]] = {}  # lowest and highest q, and that of 0
         self._rounded: dict[str, Tensor] = {}
+        if quantized is None:
+            return
         for name in quantized.names():
             matrix = quantized.tensor(name)
             if isinstance(matrix, Q4 | Q8):

@@ -118,7 +118,7 @@ class Run:
         self._student, self._teacher = student, teacher
         self._settings, self._machine, self._layers = settings, machine, layers
         self.decoder = Decoder(student)
-        self.rounding = Rounding(self.decoder, quantized or student, machine.dtype)
+        self.rounding = Rounding(self.decoder, quantized, machine.dtype)
         self.decoder.transform = self.rounding
         self.decoder.to(machine.device)
         weights, scales = (list(m.parameters()) for m in (self.decoder.weights, self.rounding))

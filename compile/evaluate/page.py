@@ -5,7 +5,6 @@ Path("essay.html").write_text(page(["a.edge", "b.gguf"], "essay.txt", listed, pr
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as HFTokenizer
 
+from compile.drawing import drawn
 from compile.evaluate.figures import rows
 from compile.evaluate.text import Token
 from edge_llm.evaluation import Predictions
@@ -165,10 +165,5 @@ def charts(heat: NDArray[np.float64], measure: str) -> list[Markup]:
 
 def svg(figure: Figure, title: str) -> Markup:
     """The figure as an element of the page, in the page's colours."""
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    text = drawn.getvalue()
-    text = text[text.index("<svg") :]
-    for colour, styled in STYLED.items():
-        text = text.replace(colour, styled)
+    text = drawn(figure, STYLED)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))

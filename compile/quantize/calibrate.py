@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.checkpoint import Checkpoint, Matrix, Tensor
+from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.graph import Graph, Kind, Linear, Norm, Operation, reads, writes
 from compile.numerics import rope_tables
@@ -101,7 +102,10 @@ def calibrate(
     assert isinstance(head, Linear)
 
     def round_matrix(name: str, kind: Kind, hessian: F64, cross: F64) -> None:
-        weight = repaired(dequantized(checkpoint.tensor(name)), hessian, cross)
+        weight = dequantized(checkpoint.tensor(name))
+        if not (np.isfinite(weight).all() and np.isfinite(hessian).all()):
+            raise CompileError(f"{name}: it or its inputs hold infinities or NaN: damaged weights?")
+        weight = repaired(weight, hessian, cross)
         quantized.matrices[name] = with_feedback(weight, hessian, formats[kind])
 
     embedding = graph.embedding.weight

@@ -5,12 +5,12 @@ svg = draw(Curve("distill", {"loss": [(1, 4.2), (2, 3.9)], "kl": [(1, 2.0), (2, 
 
 from __future__ import annotations
 
-import io
 import re
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compile.drawing import drawn
 from compile.report.content import Curve
 
 SIZE = (4.6, 2.9)  # inches of one picture
@@ -40,10 +40,8 @@ def draw(curve: Curve) -> str:
     with mpl.rc_context(style):
         count = len(curve.values)
         figure = Figure(figsize=(SIZE[0] * count, SIZE[1]), layout="constrained")
-        figure.patch.set_alpha(0)
         for place, (name, points) in enumerate(curve.values.items(), 1):
             axes = figure.add_subplot(1, count, place)
-            axes.patch.set_alpha(0)
             steps, values = np.array(points, np.float64).reshape(-1, 2).T
             axes.plot(steps, values, color=FAINT, linewidth=0.8)
             line = smoothed(steps, values)
@@ -55,9 +53,7 @@ def draw(curve: Curve) -> str:
             axes.set_xlabel("step")
             axes.grid(True, linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return inline(out.getvalue(), curve.title)
+        return inline(drawn(figure, VARIABLES), curve.title)
 
 
 def smoothed(
@@ -73,9 +69,6 @@ def smoothed(
 
 def inline(svg: str, title: str) -> str:
     """The element without what a file of its own would need, its ids apart from other curves'."""
-    svg = svg[svg.index("<svg") :]
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
     # A picture as wide as the page, whose labels are in the page's font.
     svg = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r' height="[^"]*pt"', "", svg, count=1)

@@ -16,11 +16,12 @@ mkdir -p "$folder"
 folder=$(realpath "$folder")
 
 .ci/setup/packages.sh g++
-if [ "$(cat "$folder/venv/ready" 2>/dev/null)" != "${packages[*]}" ]; then
+made="${packages[*]} in $folder" # a virtual environment works only where it was made
+if [ "$(cat "$folder/venv/ready" 2>/dev/null)" != "$made" ]; then
     echo "peers: installing ${packages[*]}"
     "$python" -m venv --clear "$folder/venv"
     "$folder/venv/bin/python" -m pip --quiet --disable-pip-version-check install "${packages[@]}"
-    echo "${packages[*]}" >"$folder/venv/ready"
+    echo "$made" >"$folder/venv/ready"
 fi
 PATH=$folder/venv/bin:$PATH
 

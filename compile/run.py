@@ -101,8 +101,8 @@ class Outcome:
 
 def run_recipe(
     recipe: Recipe, options: Options, work: Work, report: Report = lambda _stage, _done: None
-) -> Outcome:
-    """All stages, one after the other.
+) -> Outcome | None:
+    """All stages, one after the other; None for a process that only helps to train.
 
     Raises:
         CompileError: with one line for the user; ``options.output`` is then as it was before, and
@@ -113,6 +113,8 @@ def run_recipe(
     data = run.data(teacher)
     student = run.distilled(teacher, data)
     quantized = run.quantized(student, data)
+    if not work.leads:
+        return None
     manifest = run.packed(quantized)
     return Outcome(manifest, data, run.trials(data), tuple(work.steps))
 
@@ -287,7 +289,8 @@ class Run:
                 quantized=quantized.checkpoint if quantized else None, layers=layers,
                 held_out=shown, report=done,
             )  # fmt: skip
-            store(folder / WEIGHTS, trained)
+            if self.work.leads:
+                store(folder / WEIGHTS, trained)
 
         inputs = {
             "student": student.key,
@@ -296,7 +299,7 @@ class Run:
             "tokens": hash_tokens(data.learned),
             "training": {key: value for key, value in chosen.items() if key != "save_every"},
         }
-        step = self._step(name, inputs, make)
+        step = self._step(name, inputs, make, together=True)
         (step.folder / STATE).unlink(missing_ok=True)  # thrice the weights, and of no more use
         return step
 
@@ -350,10 +353,14 @@ class Run:
         name: str,
         inputs: Mapping[str, Any],
         make: Callable[[Path, Done], Mapping[str, Any] | None],
+        *,
+        together: bool = False,
     ) -> Step:
         """A step of the work folder, shown while it is at work."""
         done = self._stage(name)
-        step = self.work.step(name, inputs, lambda folder: make(folder, done) or {})
+        step = self.work.step(
+            name, inputs, lambda folder: make(folder, done) or {}, together=together
+        )
         done(1.0)
         return step
 

@@ -8,6 +8,9 @@ was killed stays, and it may go on from there.
     with opened(Path("model.edge.work")) as work:
         step = work.step("train", {"seed": 1, "data": data.key}, train)
         step.folder / "student.safetensors"
+
+Several processes that torchrun starts share the folder: one leads, and makes what takes one
+process; the others wait for it, and join in the steps that are made together.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from compile.errors import CompileError
 from edge_llm.files import replacing
 
 CHUNK = 1 << 20  # bytes read at once
+LOOK = 0.2  # seconds between two looks for a step that another process makes
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Libraries tell of a full disk in words: safetensors in the system's, torch in its own.
 NO_SPACE_WORDS = (*(os.strerror(number) for number in NO_SPACE), "file write failed")
@@ -63,17 +67,21 @@ class Step:
 class Work:
     """The steps of one folder; made by :func:`opened`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, leads: bool = True) -> None:
         self.path = path
+        self.leads = leads
         self.steps: list[Step] = []  # of this run, in order
 
-    def step(self, name: str, inputs: Mapping[str, Any], make: Make) -> Step:
+    def step(
+        self, name: str, inputs: Mapping[str, Any], make: Make, *, together: bool = False
+    ) -> Step:
         """What ``make`` leaves in the step's folder, made now unless it is there.
 
         Args:
             name: of the step, and of its folder.
             inputs: all that the result depends on, as JSON; keys of other steps among it.
             make: does the work. It may find what an attempt that was killed has left.
+            together: all processes make it; else one does.
 
         Raises:
             CompileError: those of ``make``, and a full disk.
@@ -82,7 +90,11 @@ class Work:
         folder = self.path / f"{name}-{key[:16]}"
         done = folder / "done.json"
         step = read_done(done, key)
-        if step is None:
+        if step is None and not self.leads:
+            if together:
+                make(folder)
+            step = awaited(done, key)
+        elif step is None:
             with explained(self.path), stopwatch(folder / "seconds") as seconds:
                 reset_peak()
                 facts = make(folder)
@@ -101,8 +113,14 @@ class Work:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Work]:
-    """The work folder at ``path``, made if need be, while nobody else works in it."""
+def opened(path: Path, leads: bool = True) -> Iterator[Work]:
+    """The work folder at ``path``, made if need be, while nobody else works in it.
+
+    A process that does not lead works in the folder of the one that does.
+    """
+    if not leads:
+        yield Work(path, leads=False)
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = (path / "lock").open("a")
@@ -171,6 +189,16 @@ def read_done(path: Path, key: str) -> Step | None:
     except (OSError, ValueError, TypeError):
         return None
     return step if step.key == key else None
+
+
+def awaited(path: Path, key: str) -> Step:
+    """The step that ``path`` speaks of once the process that leads has made it.
+
+    If that one ends before, torchrun ends this one.
+    """
+    while (step := read_done(path, key)) is None:
+        time.sleep(LOOK)
+    return step
 
 
 def write_json(path: Path, value: object) -> None:

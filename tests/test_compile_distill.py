@@ -260,6 +260,14 @@ def test_a_loss_that_is_no_number_says_what_to_do(
     assert not (tmp_path / "state.safetensors").exists()
 
 
+def test_a_batch_that_processes_cannot_share_is_refused(
+    tiny: Checkpoint, teacher: DecoderTeacher, tokens: np.ndarray, tmp_path: Path
+) -> None:
+    four = replace(MACHINE, processes=4)
+    with pytest.raises(CompileError, match="batch 6: 4 processes share it: give a multiple of 4"):
+        train(tiny, teacher, tokens, Settings(steps=1, batch=6), tmp_path, four)
+
+
 def test_every_window_is_seen_once_an_epoch() -> None:
     order = Order(7, seed=3)
     seen = np.concatenate([order.batch(step, 2) for step in range(7)])

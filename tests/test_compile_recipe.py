@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from compile.commands.recipe import planned
 from compile.errors import CompileError
 from compile.quantize.formats import INT4, Choices
 from compile.recipe import TABLES, Budget, Data, Recipe, Student, Training, read_recipe
+from tests.artifacts import PROJECT
 
 
 def recipe(folder: Path, text: str) -> Recipe:
@@ -177,3 +179,25 @@ def test_learning_without_pytorch_says_what_to_install(
 @pytest.mark.parametrize("path", sorted(Path("compile/recipes").glob("*.toml")), ids=str)
 def test_the_recipes_that_come_along(path: Path) -> None:
     assert read_recipe(path).budget is not None
+
+
+def test_the_documentation_gives_every_default() -> None:
+    text = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    told: dict[tuple[str, str], str] = {}
+    tables: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("| "):
+            first, second, default, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+            if named := re.findall(r"`\[(\w+)\]`", first):
+                tables = named
+            elif first == "both":
+                tables = ["distill", "finetune"]
+            for key in re.findall(r"`(\w+)`", second):
+                told.update(
+                    {(table, key): default.strip('`"').replace(",", "") for table in tables}
+                )
+    known = {(table, spec.name): spec for table, kind in TABLES.items() for spec in fields(kind)}
+    assert told.keys() == known.keys()
+    for place, spec in known.items():
+        if isinstance(spec.default, int | float | str):
+            assert type(spec.default)(told[place]) == spec.default, place

@@ -47,10 +47,15 @@ answer = 4
 SECONDS = 600.0  # in which a process must come to where it is killed
 
 
-def start(folder: Path, name: str, largest_file: int | None = None) -> subprocess.Popen[str]:
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def start(
+    folder: Path, name: str, largest_file: int | None = None, by: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
     """``python -m compile`` with the recipe, on one thread: tiny products take no more.
 
-    ``largest_file`` bounds what it may write, in bytes, as a full disk does.
+    ``largest_file`` bounds what it may write, in bytes, as a full disk does; ``by`` starts it.
     """
 
     def bounded() -> None:
@@ -60,7 +65,7 @@ def start(folder: Path, name: str, largest_file: int | None = None) -> subproces
     command = ("tiny.gguf", "--recipe", "recipe.toml", "--target", "native", "-o", name)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return subprocess.Popen(
-        [sys.executable, "-m", "compile", *command],
+        [sys.executable, *by, "-m", "compile", *command],
         cwd=folder,
         env={
             **os.environ,
@@ -121,3 +126,26 @@ def test_stopped_and_killed_it_ends_the_same(tmp_path: Path) -> None:
         assert part in page
     with edge_llm.load(tmp_path / "killed.edge") as model:
         assert list(model.generate("The capital of France", raw=True, max_tokens=4))
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_one_makes_the_rest(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", quantization="F16", layers=3)
+    (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    said = finish(start(tmp_path, "tiny.edge", by=TORCHRUN))
+    assert said.count("finetune: done") == 1
+    assert said.count("tiny.edge: ") == 1
+    with edge_llm.load(tmp_path / "tiny.edge") as model:
+        assert list(model.generate("The capital of France", raw=True, max_tokens=4))
+
+
+@pytest.mark.slow
+def test_an_error_of_the_one_that_leads_ends_all(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", quantization="F16", layers=3)
+    recipe = RECIPE.replace("layers = 2", "layers = 9")
+    (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
+    process = start(tmp_path, "tiny.edge", by=TORCHRUN)
+    said = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 1
+    assert said.count("error: a student of 9 layers") == 1
+    assert not (tmp_path / "tiny.edge").exists()

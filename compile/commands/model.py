@@ -95,10 +95,9 @@ def model(
     options = Options(model, chosen, output, context, formats)
     started = time.monotonic()
     with progress() as report:
-        if plan is None:
-            manifest = compile_model(options, report)
-        else:
-            manifest = make(plan, options, work, report)
+        manifest = make(plan, options, work, report) if plan else compile_model(options, report)
+    if manifest is None:
+        return
     seconds = time.monotonic() - started
     size = output.stat().st_size / 1e6
     click.echo(

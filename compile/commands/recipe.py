@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -70,16 +72,22 @@ def why(recipe: Recipe) -> str:
 
 def make(
     plan: Plan, options: Options, work: Path | None, report: Callable[[str, float], None]
-) -> Manifest:
-    """Run the recipe and write its report beside the artifact."""
+) -> Manifest | None:
+    """Run the recipe and write its report beside the artifact.
+
+    None where torchrun has started several processes and this one only helps to train.
+    """
     from compile.report.page import write_report
     from compile.report.tell import tell
     from compile.run import run_recipe
     from compile.work import opened
 
     output = options.output
-    with opened(work or output.with_name(f"{output.name}.work")) as folder:
-        outcome = run_recipe(plan.recipe, options, folder, report)
+    place = work or output.with_name(f"{output.name}.work")
+    with processes() as leads, opened(place, leads) as folder:
+        outcome = run_recipe(plan.recipe, options, folder, report if leads else lambda *_: None)
+        if outcome is None:
+            return None
         told = tell(
             outcome,
             options,
@@ -92,6 +100,15 @@ def make(
         except OSError as error:
             raise CompileError(f"cannot write {report_path(output)}: {error.strerror}") from None
     return outcome.manifest
+
+
+def processes() -> AbstractContextManager[bool]:
+    """Joins the processes that torchrun has started; gives whether this one leads."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return nullcontext(True)
+    from compile.distill.machine import joined
+
+    return joined()
 
 
 def report_path(output: Path) -> Path:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,13 @@ class Machine:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """As if one process had seen every process's share of the batch."""
         self.average(p.grad for p in parameters if p.grad is not None)
+
+
+@contextmanager
+def joined() -> Iterator[bool]:
+    """Join the processes that torchrun has started; gives whether this one leads."""
+    yield Machine.here().rank == 0
+    distributed.destroy_process_group()
 
 
 def keep_memory() -> None:

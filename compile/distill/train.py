@@ -83,8 +83,13 @@ def train(
         held_out: int32 [n, length] of which the curve shows the divergence.
         report: is told the share that is done.
 
-    CompileError where the loss is no longer a number.
+    CompileError where the loss is no longer a number, or the processes cannot share a batch alike.
     """
+    if settings.batch % machine.processes:
+        raise CompileError(
+            f"batch {settings.batch}: {machine.processes} processes share it: give a multiple of "
+            f"{machine.processes}"
+        )
     run = Run(student, teacher, settings, folder, machine, quantized, layers)
     order = Order(len(tokens), settings.seed)
     step = run.progress.restore()

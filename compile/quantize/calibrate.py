@@ -30,6 +30,7 @@ F64 = NDArray[np.float64]
 Tokens = NDArray[np.int32]  # [sequences, length]
 
 ROWS = 8192  # tokens whose products are summed in float32
+TIED_TOKENS = 16_384  # for a tied embedding, which takes a pass of its own
 
 
 class CalibratedCheckpoint:
@@ -70,14 +71,16 @@ class Stream:
             if isinstance(op, Linear | Norm)
         }
         total = len(next(iter(self.values.values())))
-        kept: dict[str, list[F32]] = {name: [] for name in keep}
+        kept: dict[str, F32] = {}
         for start in range(0, total, self._length):
             window = {name: v[start : start + self._length] for name, v in self.values.items()}
             for op in operations:
                 operate(op, window, weights.__getitem__, Exact(), self._rope)
-            for name, parts in kept.items():
-                parts.append(window[name])
-        self.values = {name: np.concatenate(parts) for name, parts in kept.items()}
+            for name in keep:
+                if name not in kept:
+                    kept[name] = np.empty((total, window[name].shape[1]), np.float32)
+                kept[name][start : start + self._length] = window[name]
+        self.values = kept
 
 
 def calibrate(
@@ -110,7 +113,7 @@ def calibrate(
 
     embedding = graph.embedding.weight
     if checkpoint.config.tied:  # it is needed first, but what it multiplies comes last
-        stream = Stream(checkpoint, graph, tokens)
+        stream = Stream(checkpoint, graph, tokens[:: max(1, tokens.size // TIED_TOKENS)])
         for layer in range(layers):
             stream.run(graph.layer, layer, [graph.embedding.out])
             report("quantize", layer / steps)

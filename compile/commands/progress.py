@@ -1,4 +1,5 @@
-"""What long work shows: a bar a stage on a terminal, a line a stage elsewhere, both on stderr.
+"""What long work shows on stderr: a bar a stage on a terminal; elsewhere a line a stage, and one
+a minute while it takes longer.
 
 with progress() as report:
     report("import", 0.5)       # half of it done
@@ -6,11 +7,14 @@ with progress() as report:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
+
+QUIET = 60.0  # seconds after which a long stage says how far it is
 
 
 @contextmanager
@@ -21,10 +25,21 @@ def progress() -> Iterator[Any]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
+        ended: set[str] = set()
+        spoken = time.monotonic()
 
         def line(stage: str, done: float) -> None:
+            nonlocal spoken
+            if stage in ended:
+                return
             if done >= 1.0:
+                ended.add(stage)
                 click.echo(f"{stage}: done", err=True)
+            elif time.monotonic() - spoken >= QUIET:
+                click.echo(f"{stage}: {done:.0%}", err=True)
+            else:
+                return
+            spoken = time.monotonic()
 
         yield line
         return

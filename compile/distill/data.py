@@ -134,7 +134,7 @@ def write(
     generation = teacher.generation(length)
     for position in range(1, length):
         logits = generation(torch.from_numpy(text[:, position - 1 : position]).long())
-        likeliest, ids = logits.float().topk(min(LIKELIEST, logits.shape[-1]))
+        likeliest, ids = (x.cpu() for x in logits.float().topk(min(LIKELIEST, logits.shape[-1])))
         picks = torch.multinomial(likeliest.softmax(-1), 1, generator=random)
         drawn = ids.gather(1, picks)[:, 0].tolist()
         text[:, position] = [w.next(token) for w, token in zip(writers, drawn, strict=True)]

@@ -24,7 +24,8 @@ from compile.errors import UnsupportedError
 from compile.foreign_errors import translated
 from compile.importer import open_checkpoint
 
-Step = Callable[[Tensor], Tensor]  # int64 [batch, n] → the last one's logits, [batch, vocab]
+# int64 [batch, n] on any device → the last one's logits, [batch, vocab], on the teacher's
+Step = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class DecoderTeacher:
 
         @torch.no_grad()
         def step(tokens: Tensor) -> Tensor:
-            return self._decoder.logits(self._decoder(tokens, cache)[:, -1])
+            hidden = self._decoder(tokens.to(self._decoder.cos.device), cache)
+            return self._decoder.logits(hidden[:, -1])
 
         return step
 
@@ -116,7 +118,9 @@ class TransformersTeacher:
 
         @torch.no_grad()
         def step(tokens: Tensor) -> Tensor:
-            logits: Tensor = self._model(tokens, use_cache=True, **cache).logits
+            logits: Tensor = self._model(
+                tokens.to(self._model.device), use_cache=True, **cache
+            ).logits
             return logits[:, -1]
 
         return step

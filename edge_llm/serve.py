@@ -81,7 +81,7 @@ async def _serve(config: ServeConfig, model: Model) -> None:
 
 
 async def listen(config: ServeConfig, desk: Desk) -> Server | None:
-    """The HTTP API, where it has a socket; otherwise aiohttp's 14 MB stay out of memory."""
+    """The HTTP API, where it has a socket."""
     if not _has_http(config):
         return None
     from edge_llm.http_api.server import Server

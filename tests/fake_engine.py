@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -118,9 +119,9 @@ class Loop:
         """Its result, once it is there."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(WAIT)
 
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Lets it run until it ends or the loop is closed."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def call(self, function: Callable[[], None]) -> None:
         """Calls it on the loop's thread."""

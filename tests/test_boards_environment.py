@@ -16,7 +16,7 @@ DEVICE_LIMIT = 150 * MEGABYTE  # what a device installs besides Python
 
 IMPORTS = """
 import json, platform, sys
-import numpy, tokenizers, jinja2, paho.mqtt.client, aiohttp, click
+import numpy, tokenizers, jinja2, paho.mqtt.client, h11, click
 import edge_llm, firmware_tools
 heavy = {"torch", "onnx", "transformers", "tvm"}
 foreign = ["tvm", "tvm_ffi", "torch", "compile", "targets", "gguf", "rich"]

@@ -14,9 +14,9 @@ from tests.conftest import TinyArtifact
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORKSTATION = {"torch", "onnx", "onnxruntime", "transformers", "tvm", "gguf", "compile", "targets"}
-HEAVY = {"numpy", "tokenizers", "jinja2", "aiohttp", "paho", "asyncio"}
+HEAVY = {"numpy", "tokenizers", "jinja2", "h11", "paho", "asyncio"}
 # What a raw answer has no part in.
-FOR_OTHERS = {"jinja2", "aiohttp", "paho", "asyncio", "statistics", "secrets"}
+FOR_OTHERS = {"jinja2", "h11", "paho", "asyncio", "statistics", "secrets"}
 ANSWER = """
 import edge_llm
 with edge_llm.load({path!r}) as model:

@@ -2,83 +2,107 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-
-from aiohttp import web
+from collections.abc import Callable
 
 from edge_llm import wire
 from edge_llm.desk import Desk, Stream
 from edge_llm.errors import RequestError
 from edge_llm.events import Failed, Finished, Text
 from edge_llm.http_api import openai
+from edge_llm.http_api.connection import Exchange, Handler
 from edge_llm.http_api.prometheus import exposition
 from edge_llm.wire import Body, Fields
 
+MODELS = "/v1/models"
+JSON = "application/json"
+
 log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Read = Callable[[Fields], openai.Asked]
 
 
-def make_app(desk: Desk, request_bytes: int) -> web.Application:
-    """The application; a request's body may have ``request_bytes``."""
-    app = web.Application(middlewares=[errors], client_max_size=request_bytes)
-    routes = Routes(desk)
-    app.add_routes(
-        [
-            web.post("/v1/chat/completions", routes.chat),
-            web.post("/v1/completions", routes.completion),
-            web.get("/v1/models", routes.models),
-            web.get("/v1/models/{name}", routes.model),
-            web.get("/health", routes.health),
-            web.get("/metrics", routes.metrics),
-        ]
-    )
-    return app
-
-
-class Routes:
-    """What each path does."""
+class App:
+    """What each path does; :meth:`handle` answers a request."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._since = int(time.time())
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/v1/chat/completions": {"POST": self._chat},
+            "/v1/completions": {"POST": self._completion},
+            MODELS: {"GET": self._models},
+            "/health": {"GET": self._health},
+            "/metrics": {"GET": self._metrics},
+        }
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, exchange: Exchange) -> None:
+        """Every failure in OpenAI's shape; what is not the client's is logged and says no more."""
+        try:
+            await self._route(exchange)
+            return
+        except RequestError as error:
+            refused = error
+        except (OSError, asyncio.TimeoutError):
+            raise  # the client has gone: there is nobody to tell
+        except Exception:
+            log.exception("a request failed")
+            if exchange.begun:
+                raise ConnectionAbortedError from None  # an answer without its end
+            refused = RequestError(
+                500, "internal_error", "the request failed: see the device's log"
+            )
+        await exchange.refuse(refused)
+
+    async def _route(self, exchange: Exchange) -> None:
+        path = exchange.path
+        of_a_model = path.startswith(f"{MODELS}/")
+        methods = {"GET": self._model} if of_a_model else self._routes.get(path)
+        if methods is None:
+            raise RequestError(404, "invalid_request", f"{path[:100]!r} is not a path of this API")
+        if exchange.method in methods:
+            await methods[exchange.method](exchange)
+            return
+        allowed = ", ".join(methods)
+        error = RequestError(405, "invalid_request", f"{path[:100]!r} takes {allowed}")
+        await exchange.refuse(error, ("Allow", allowed))
+
+    async def _chat(self, exchange: Exchange) -> None:
         """POST /v1/chat/completions"""
-        return await self._generate(request, openai.read_chat, chat=True)
+        await self._generate(exchange, openai.read_chat, chat=True)
 
-    async def completion(self, request: web.Request) -> web.StreamResponse:
+    async def _completion(self, exchange: Exchange) -> None:
         """POST /v1/completions"""
-        return await self._generate(request, openai.read_completion, chat=False)
+        await self._generate(exchange, openai.read_completion, chat=False)
 
-    async def models(self, request: web.Request) -> web.Response:
+    async def _models(self, exchange: Exchange) -> None:
         """GET /v1/models: the one that is served."""
-        return answer({"object": "list", "data": [self._model()]})
+        await answer(exchange, {"object": "list", "data": [self._served()]})
 
-    async def model(self, request: web.Request) -> web.Response:
+    async def _model(self, exchange: Exchange) -> None:
         """GET /v1/models/NAME"""
-        wire.check_model(request.match_info["name"], self._desk.card.name)
-        return answer(self._model())
+        wire.check_model(exchange.path.removeprefix(f"{MODELS}/"), self._desk.card.name)
+        await answer(exchange, self._served())
 
-    async def health(self, request: web.Request) -> web.Response:
+    async def _health(self, exchange: Exchange) -> None:
         """GET /health: 200 once the self-test has passed, 503 before and while stopping."""
         if self._desk.ready:
-            return answer({"status": "ok"})
-        return answer({"status": "unavailable"}, status=503)
+            await answer(exchange, {"status": "ok"})
+        else:
+            await answer(exchange, {"status": "unavailable"}, status=503)
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def _metrics(self, exchange: Exchange) -> None:
         """GET /metrics, for Prometheus."""
         text = exposition(self._desk.metrics())
-        return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4"})
+        await exchange.answer(text.encode(), "text/plain; version=0.0.4")
 
-    async def _generate(self, request: web.Request, read: Read, chat: bool) -> web.StreamResponse:
-        if "Origin" in request.headers:  # a browser, for a page from anywhere
+    async def _generate(self, exchange: Exchange, read: Read, chat: bool) -> None:
+        if "origin" in exchange.headers:  # a browser, for a page from anywhere
             raise RequestError(403, "forbidden", "web pages may not use this API")
-        asked = read(wire.decode(await request.read()))
+        asked = read(wire.decode(exchange.body))
         wire.check_model(asked.model, self._desk.card.name)
         kind = "chatcmpl" if chat else "cmpl"
         shape = openai.Shape(
@@ -86,10 +110,11 @@ class Routes:
         )
         async with self._desk.ask(asked.request) as stream:
             if asked.stream:
-                return await stream_answer(request, stream, shape, asked.include_usage)
-            return answer(shape.whole(await last_of(stream)))
+                await stream_answer(exchange, stream, shape, asked.include_usage)
+            else:
+                await answer(exchange, shape.whole(await last_of(stream)))
 
-    def _model(self) -> Body:
+    def _served(self) -> Body:
         card = self._desk.card
         return {
             "id": card.name,
@@ -114,58 +139,31 @@ async def last_of(stream: Stream) -> Finished:
 
 
 async def stream_answer(
-    request: web.Request, stream: Stream, shape: openai.Shape, include_usage: bool
-) -> web.StreamResponse:
+    exchange: Exchange, stream: Stream, shape: openai.Shape, include_usage: bool
+) -> None:
     """Server-sent events: a piece of text each, the reason, token counts if wanted, [DONE]."""
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-    )
-    await response.prepare(request)
-    await send(response, shape.chunk(None))
+    await exchange.begin("text/event-stream; charset=utf-8", ("Cache-Control", "no-cache"))
+    await send(exchange, shape.chunk(None))
     async for event in stream:
         if isinstance(event, Text):
-            await send(response, shape.chunk(event.text))
+            await send(exchange, shape.chunk(event.text))
         elif isinstance(event, Failed):
-            await send(response, openai.openai_error(event.error))
+            await send(exchange, openai.openai_error(event.error))
         elif isinstance(event, Finished) and event.reason == "expired":
-            await send(response, openai.openai_error(openai.expired()))
+            await send(exchange, openai.openai_error(openai.expired()))
         elif isinstance(event, Finished):
-            await send(response, shape.chunk(None, event))
+            await send(exchange, shape.chunk(None, event))
             if include_usage:
-                await send(response, shape.usage_chunk(event))
-    await response.write(b"data: [DONE]\n\n")
-    await response.write_eof()
-    return response
+                await send(exchange, shape.usage_chunk(event))
+    await exchange.write(b"data: [DONE]\n\n")
+    await exchange.end()
 
 
-async def send(response: web.StreamResponse, body: Body) -> None:
+async def send(exchange: Exchange, body: Body) -> None:
     """One server-sent event."""
-    await response.write(b"data: " + wire.encode(body) + b"\n\n")
+    await exchange.write(b"data: " + wire.encode(body) + b"\n\n")
 
 
-def answer(body: Body, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+async def answer(exchange: Exchange, body: Body, status: int = 200) -> None:
     """A body of JSON."""
-    return web.Response(
-        body=wire.encode(body), status=status, content_type="application/json", headers=headers
-    )
-
-
-@web.middleware
-async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every failure in OpenAI's shape; what is not the client's is logged and says no more."""
-    try:
-        return await handler(request)
-    except RequestError as error:
-        refused = error
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        kind = "request_too_large" if error.status == 413 else "invalid_request"
-        refused = RequestError(error.status, kind, error.text or error.reason)
-    except ConnectionResetError:
-        raise  # the client has gone: there is nobody to tell
-    except Exception:
-        log.exception("a request failed")
-        refused = RequestError(500, "internal_error", "the request failed: see the device's log")
-    retry = {"Retry-After": str(wire.RETRY_AFTER)} if refused.status in (429, 503) else None
-    return answer(openai.openai_error(refused), refused.status, retry)
+    await exchange.answer(wire.encode(body), JSON, status)

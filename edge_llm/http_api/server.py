@@ -7,20 +7,21 @@ await server.close()
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 from contextlib import suppress
 
-from aiohttp import web
-
 from edge_llm.config import Http
 from edge_llm.desk import Desk
-from edge_llm.http_api.app import make_app
+from edge_llm.http_api.app import App
+from edge_llm.http_api.connection import Connection
 from edge_llm.http_api.listener import inherited_sockets, tcp_socket, unix_socket
 from edge_llm.logs import fields
 
-CLOSE_SECONDS = 1.0  # for connections that are still open
+CONNECTIONS = 256  # at once; each may hold a request's bytes
+CLOSE_SECONDS = 1.0  # for answers that are on their way
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,12 @@ log = logging.getLogger(__name__)
 class Server:
     """The API while it is served; made by :meth:`start`."""
 
-    def __init__(self, runner: web.AppRunner, file: tuple[str, int] | None) -> None:
-        self._runner = runner
+    def __init__(self, desk: Desk, request_bytes: int, file: tuple[str, int] | None) -> None:
+        self._app = App(desk)
+        self._request_bytes = request_bytes
         self._file = file
+        self._listening: list[asyncio.Server] = []
+        self._connections: dict[asyncio.Task[None], Connection] = {}
 
     @classmethod
     async def start(cls, desk: Desk, http: Http, request_bytes: int) -> Server:
@@ -42,28 +46,40 @@ class Server:
             file = (http.socket, os.lstat(http.socket).st_ino)
         if http.listen is not None:
             sockets.append(tcp_socket(http.listen))
-        # A closed connection cancels its handler, and with it the generation.
-        runner = web.AppRunner(
-            make_app(desk, request_bytes),
-            handler_cancellation=True,
-            access_log=None,
-            shutdown_timeout=CLOSE_SECONDS,
-        )
-        await runner.setup()
+        server = cls(desk, request_bytes, file)
         for each in sockets:
-            await web.SockSite(runner, each).start()
+            server._listening.append(await asyncio.start_server(server._accept, sock=each))
             log.info("listening", extra=fields(address=_name(each)))
-        return cls(runner, file)
+        return server
 
     async def close(self) -> None:
         """Stop listening, cut what is still connected, and remove our socket's file."""
-        await self._runner.cleanup()
+        for listening in self._listening:
+            listening.close()
+        for task, connection in self._connections.items():
+            connection.last = True
+            if not connection.busy:
+                task.cancel()
+        if tasks := list(self._connections):
+            _, late = await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         if self._file is None:
             return
         path, inode = self._file
         with suppress(OSError):
             if os.lstat(path).st_ino == inode:  # not one that has taken its place
                 os.unlink(path)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= CONNECTIONS:
+            writer.transport.abort()
+            return
+        connection = Connection(reader, writer, self._app.handle, self._request_bytes)
+        task = asyncio.ensure_future(connection.serve())
+        self._connections[task] = connection
+        task.add_done_callback(self._connections.pop)
 
 
 def _name(listening: socket.socket) -> str:

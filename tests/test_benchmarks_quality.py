@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.quality import __main__ as cli
-from benchmarks.quality import ours, peers, texts, yardstick
+from benchmarks.quality import ours, peers, student, texts, yardstick
 from benchmarks.quality.candidate import LLAMA_CPP, OURS, Candidate, Workshop
-from benchmarks.quality.picture import draw
+from benchmarks.quality.picture import draw, draw_curve
 from benchmarks.quality.report import (
     BASELINE,
     JSON_NAME,
@@ -39,6 +39,7 @@ from compile.graph import KINDS
 from compile.importer import open_checkpoint
 from compile.quantize.formats import Formats, MatrixFormat
 from compile.quantize.nearest import QuantizedCheckpoint
+from tests.sample_report import sample_report
 from tests.tiny_model import CORPUS, write_tiny_gguf
 
 SENTENCE = (
@@ -386,3 +387,12 @@ def test_every_program_of_llama_cpp_is_built() -> None:
     script = (PROJECT / ".ci" / "setup" / "peers.sh").read_text(encoding="utf-8")
     for name in ("llama-quantize", "llama-imatrix"):
         assert name in script
+
+
+def test_a_students_page_compares_its_stages_and_answers(tmp_path: Path) -> None:
+    report = sample_report()
+    page = "\n".join(student.markdown(report))
+    assert "| distilled: 2,000 steps of 8 sequences | 16.00 | 19.70 | 0.01 × | 0.420 |" in page
+    assert "| Is &lt;b>this&lt;/b> safe & sound? | Yes &lt;i>& no&lt;/i>. |" in page
+    draw_curve(report.curves[0], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"

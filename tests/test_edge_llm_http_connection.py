@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edge_llm.http_api import connection, server
 from tests.fake_engine import WAIT
@@ -28,6 +30,10 @@ def post(*headers: str, body: bytes = HELLO, version: str = "1.1") -> bytes:
 def chunked(*pieces: bytes) -> bytes:
     """A body of these chunks, and the empty one that ends it."""
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+
+
+ABSOLUTE = GET.replace(b"/v1", b"http://[::1]:80/v1")
+CHUNKED = post("Transfer-Encoding: chunked", body=chunked(b"{", b"}"))
 
 
 class Client:
@@ -228,6 +234,22 @@ def test_a_client_that_takes_nothing_is_cancelled(
     while not job.cancelled.is_set():
         job.say("x" * 10_000)
         job.cancelled.wait(0.001)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_comes_the_next_client_is_served(
+    api: Api, caplog: pytest.LogCaptureFixture, data: st.DataObject
+) -> None:
+    request = bytearray(data.draw(st.sampled_from([GET, post(body=b"{"), ABSOLUTE, CHUNKED])))
+    for place in data.draw(st.lists(st.integers(0, len(request) - 1), max_size=4)):
+        request[place] = data.draw(st.sampled_from(b"\r\n\0 :;/?%[]\xff0Z"))
+    client = Client(api.path)
+    client.send(bytes(request))
+    client.socket.shutdown(socket.SHUT_WR)
+    client.rest()
+    client.close()
+    assert "failed" not in caplog.text
 
 
 def test_too_many_clients_are_turned_away(

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import h11
 
@@ -46,7 +46,7 @@ class Exchange:
 
     def __init__(self, connection: Connection, request: h11.Request, body: bytes) -> None:
         self.method = request.method.decode("ascii")
-        self.path = unquote(urlsplit(request.target.decode("latin-1")).path)
+        self.path = _path(request.target.decode("latin-1"))
         self.headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in request.headers}
         self.body = body
         self.begun = False
@@ -222,6 +222,13 @@ class Connection:
 
     async def _read(self, seconds: float | None) -> None:
         self._http.receive_data(await asyncio.wait_for(self._reader.read(READ_BYTES), seconds))
+
+
+def _path(target: str) -> str:
+    """The path in a request's target, which may be a whole URL."""
+    if not target.startswith("/"):
+        target = "/" + target.partition("://")[2].partition("/")[2]
+    return unquote(target.partition("?")[0])
 
 
 def _head(status: int, content_type: str, *headers: tuple[str, str]) -> h11.Response:

@@ -25,7 +25,7 @@ from compile.graph import KINDS
 from compile.importer import open_checkpoint
 from compile.pipeline import Options, Report, make_artifact, positions
 from compile.quantize.budget import candidates, choose, sensitivity, sizes
-from compile.quantize.calibrate import calibrate
+from compile.quantize.calibrate import CALIBRATION, calibrate
 from compile.quantize.formats import Formats, MatrixFormat
 from compile.quantize.nearest import QuantizedCheckpoint
 from compile.recipe import Budget, Recipe, Training
@@ -47,6 +47,7 @@ CURVE = "curve.jsonl"  # of one that trains
 STATE = "state.safetensors"  # of one that is training
 
 SENSITIVITY_TOKENS = 2048  # each takes a row of logits in memory
+ALMOST = 0.99  # of a step whose result is not kept yet
 CURVE_TOKENS = 2048  # held out, on which a training shows how far it is
 
 Done = Callable[[float], None]
@@ -262,7 +263,12 @@ class Run:
             )
             store(folder / WEIGHTS, quantized)
 
-        inputs = {"student": student.key, "formats": str(formats), "tokens": hash_tokens(tokens)}
+        inputs = {
+            "student": student.key,
+            "formats": str(formats),
+            "tokens": hash_tokens(tokens),
+            "calibration": CALIBRATION,
+        }
         step = self._step("quantize", inputs, make)
         return self._made(opened_model("calibrated", step, f"on {tokens.size:,} tokens"))
 
@@ -359,7 +365,10 @@ class Run:
         """A step of the work folder, shown while it is at work."""
         done = self._stage(name)
         step = self.work.step(
-            name, inputs, lambda folder: make(folder, done) or {}, together=together
+            name,
+            inputs,
+            lambda folder: make(folder, lambda share: done(min(share, ALMOST))) or {},
+            together=together,
         )
         done(1.0)
         return step

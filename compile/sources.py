@@ -8,6 +8,7 @@ no network.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
@@ -79,8 +81,23 @@ def _from_hub(name: str, cache: Path, tell: Progress) -> Path:
     if not HUB_NAME.fullmatch(name):
         raise CompileError(f"hf:{name}: not of the form hf:ORG/NAME")
     folder = cache / name
-    if folder.is_dir():
-        return folder
+    if not folder.is_dir():
+        with alone(cache):
+            if not folder.is_dir():  # another process may have fetched it meanwhile
+                _fetch_from_hub(name, folder, tell)
+    return folder
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While no other process is in such a block of the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_from_hub(name: str, folder: Path, tell: Progress) -> None:
     from huggingface_hub import errors, snapshot_download
 
     tell(f"downloading {name} from the Hugging Face Hub")
@@ -101,7 +118,6 @@ def _from_hub(name: str, cache: Path, tell: Progress) -> Path:
         raise CompileError(f"hf:{name}: it has no config.json; only safetensors models are taken")
     shutil.rmtree(aside / ".cache", ignore_errors=True)  # the Hub's notes for resuming
     os.replace(aside, folder)
-    return folder
 
 
 def _from_package(name: str, cache: Path, tell: Progress) -> Path:

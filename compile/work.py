@@ -194,9 +194,12 @@ def read_done(path: Path, key: str) -> Step | None:
 def awaited(path: Path, key: str) -> Step:
     """The step that ``path`` speaks of once the process that leads has made it.
 
-    If that one ends before, torchrun ends this one.
+    If that one ends before, torchrun ends this one; CompileError where torchrun has ended itself.
     """
+    parent = os.getppid()
     while (step := read_done(path, key)) is None:
+        if os.getppid() != parent:
+            raise CompileError(f"{path.parent}: torchrun has ended before this step was made")
         time.sleep(LOOK)
     return step
 

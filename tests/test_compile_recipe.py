@@ -181,6 +181,13 @@ def test_the_recipes_that_come_along(path: Path) -> None:
     assert read_recipe(path).budget is not None
 
 
+def test_processes_share_every_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.toml").write_text("[finetune]\nsteps = 1\nbatch = 6\n", encoding="utf-8")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(CompileError, match=r"batch = 6 for 4 processes.* a multiple of 4"):
+        planned(tmp_path / "recipe.toml", None, None, Choices())
+
+
 def test_the_documentation_gives_every_default() -> None:
     text = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8").partition("\n## ")[0]
     told: dict[tuple[str, str], str] = {}

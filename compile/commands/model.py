@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from compile.commands.progress import progress
-from compile.commands.recipe import make, planned, report_path
+from compile.commands.recipe import leads, make, planned, report_path
 from compile.errors import CompileError
 from compile.quantize.formats import Choices, parse_kinds
 from edge_llm.cpu import host
 from targets import UnknownTargetError, resolve
+
+if TYPE_CHECKING:
+    from edge_llm.manifest import Manifest
 
 EXAMPLES = """
 \b
@@ -94,8 +99,12 @@ def model(
 
     options = Options(model, chosen, output, context, formats)
     started = time.monotonic()
-    with progress() as report:
-        manifest = make(plan, options, work, report) if plan else compile_model(options, report)
+    leading = plan is None or leads()
+    with progress() if leading else nullcontext(lambda *_: None) as report:
+        if plan is None:
+            manifest: Manifest | None = compile_model(options, report)
+        else:
+            manifest = make(plan, options, work, report, leading)
     if manifest is None:
         return
     seconds = time.monotonic() - started

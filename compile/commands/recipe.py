@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -60,6 +59,13 @@ def planned(path: Path, target: str | None, context: int | None, formats: Choice
         raise CompileError(
             f"{path}: {why(recipe)} takes PyTorch: pip install 'edge-llm[compile,distill]'"
         )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    for training in (recipe.distill, recipe.finetune):
+        if training is not None and training.batch % processes:
+            raise CompileError(
+                f"{path}: batch = {training.batch} for {processes} processes, which share it: "
+                f"give a multiple of {processes}"
+            )
     return Plan(path, recipe, target, context, chosen)
 
 
@@ -71,11 +77,15 @@ def why(recipe: Recipe) -> str:
 
 
 def make(
-    plan: Plan, options: Options, work: Path | None, report: Callable[[str, float], None]
+    plan: Plan,
+    options: Options,
+    work: Path | None,
+    report: Callable[[str, float], None],
+    leads: bool,
 ) -> Manifest | None:
     """Run the recipe and write its report beside the artifact.
 
-    None where torchrun has started several processes and this one only helps to train.
+    None for a process that does not lead, which only helps to train.
     """
     from compile.report.page import write_report
     from compile.report.tell import tell
@@ -84,8 +94,8 @@ def make(
 
     output = options.output
     place = work or output.with_name(f"{output.name}.work")
-    with processes() as leads, opened(place, leads) as folder:
-        outcome = run_recipe(plan.recipe, options, folder, report if leads else lambda *_: None)
+    with opened(place, leads) as folder:
+        outcome = run_recipe(plan.recipe, options, folder, report)
         if outcome is None:
             return None
         told = tell(
@@ -102,13 +112,13 @@ def make(
     return outcome.manifest
 
 
-def processes() -> AbstractContextManager[bool]:
-    """Joins the processes that torchrun has started; gives whether this one leads."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return nullcontext(True)
-    from compile.distill.machine import joined
+def leads() -> bool:
+    """Whether this process makes what takes one: the only one, or the first of torchrun's."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    from compile.distill.machine import Machine
 
-    return joined()
+    return Machine.here().rank == 0
 
 
 def report_path(output: Path) -> Path:

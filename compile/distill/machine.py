@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -61,16 +60,15 @@ class Machine:
             distributed.all_reduce(tensor)
             tensor /= self.processes
 
+    def agree(self, number: int) -> bool:
+        """Whether all processes have the same number; none goes on before all have asked."""
+        mean = torch.tensor(float(number), dtype=torch.float64, device=self.device)
+        self.average([mean])
+        return float(mean) == number
+
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """As if one process had seen every process's share of the batch."""
         self.average(p.grad for p in parameters if p.grad is not None)
-
-
-@contextmanager
-def joined() -> Iterator[bool]:
-    """Join the processes that torchrun has started; gives whether this one leads."""
-    yield Machine.here().rank == 0
-    distributed.destroy_process_group()
 
 
 def keep_memory() -> None:

@@ -93,6 +93,8 @@ def train(
     run = Run(student, teacher, settings, folder, machine, quantized, layers)
     order = Order(len(tokens), settings.seed)
     step = run.progress.restore()
+    if not machine.agree(step):
+        raise CompileError(f"{folder}: the processes go on from different steps: start them again")
     while step < settings.steps:
         until = min(settings.steps, step + settings.save_every)
         losses = []

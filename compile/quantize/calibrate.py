@@ -29,6 +29,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Tokens = NDArray[np.int32]  # [sequences, length]
 
+CALIBRATION = 2  # counts the changes of what it makes: what an older one made is stale
 ROWS = 8192  # tokens whose products are summed in float32
 TIED_TOKENS = 16_384  # for a tied embedding, which takes a pass of its own
 

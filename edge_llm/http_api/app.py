@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import time
@@ -13,7 +12,7 @@ from edge_llm.desk import Desk, Stream
 from edge_llm.errors import RequestError
 from edge_llm.events import Failed, Finished, Text
 from edge_llm.http_api import openai
-from edge_llm.http_api.connection import Exchange, Handler
+from edge_llm.http_api.connection import ClientGoneError, Exchange, Handler
 from edge_llm.http_api.prometheus import exposition
 from edge_llm.wire import Body, Fields
 
@@ -46,12 +45,12 @@ class App:
             return
         except RequestError as error:
             refused = error
-        except (OSError, asyncio.TimeoutError):
-            raise  # the client has gone: there is nobody to tell
+        except ClientGoneError:
+            raise
         except Exception:
             log.exception("a request failed")
             if exchange.begun:
-                raise ConnectionAbortedError from None  # an answer without its end
+                raise ClientGoneError from None  # an answer without its end tells it
             refused = RequestError(
                 500, "internal_error", "the request failed: see the device's log"
             )

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from urllib.parse import unquote
 
 import h11
@@ -23,14 +24,21 @@ from edge_llm import wire
 from edge_llm.errors import RequestError
 from edge_llm.http_api.openai import openai_error
 
-HEAD_BYTES = 16 << 10  # of a request's line and headers
-READ_BYTES = 64 << 10  # at once
+HEAD_BYTES = 16 << 10  # of a request's target and headers
+READ_BYTES = 64 << 10  # at once, and ahead of the request that is worked on
 IDLE_SECONDS = 75.0  # until the next request begins
 ARRIVAL_SECONDS = 60.0  # until a request that has begun is whole
 STALL_SECONDS = 60.0  # until a client takes what it was sent
-LINGER_SECONDS = 5.0  # for the rest of a refused request: whoever still sends does not listen
+LINGER_SECONDS = 5.0  # for the rest of what was refused: whoever still sends does not listen
+TURN = 256  # pieces of a request, after which others have their turn
+
+NOTHING = h11.Request(method="GET", target="/", headers=[("Host", "-")])  # has been understood
 
 log = logging.getLogger(__name__)
+
+
+class ClientGoneError(Exception):
+    """There is nobody to tell."""
 
 
 class Exchange:
@@ -110,6 +118,9 @@ class Connection:
         self._handle = handle
         self._request_bytes = request_bytes
         self._http = h11.Connection(h11.SERVER, HEAD_BYTES)
+        self._asked = NOTHING  # the request that is arriving
+        self._read_bytes = 0  # of it
+        self._pieces = 0
 
     async def serve(self) -> None:
         """Answer requests until the client goes, falls silent, or sends what is no HTTP."""
@@ -117,79 +128,98 @@ class Connection:
             while await self._next():
                 self._http.start_next_cycle()
             self._writer.close()
-            await asyncio.wait_for(self._writer.wait_closed(), STALL_SECONDS)
-        except (OSError, asyncio.TimeoutError):
-            pass  # there is nobody to tell
+            with suppress(OSError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._writer.wait_closed(), STALL_SECONDS)
+        except ClientGoneError:
+            pass
         except Exception:
             log.exception("a connection failed")
         finally:
             self._writer.transport.abort()
 
     async def send(self, *events: h11.Event) -> None:
-        """Send, and wait while much is on its way already."""
+        """Send, and wait while much is on its way; ClientGoneError where nobody takes it."""
+        if self._writer.transport.is_closing():
+            raise ClientGoneError
         self._writer.write(b"".join(self._http.send(event) or b"" for event in events))
         if self._writer.transport.get_write_buffer_size() > READ_BYTES:
-            await asyncio.wait_for(self._writer.drain(), STALL_SECONDS)
+            try:
+                await asyncio.wait_for(self._writer.drain(), STALL_SECONDS)
+            except (OSError, asyncio.TimeoutError):
+                raise ClientGoneError from None
 
     async def _next(self) -> bool:
         """Answer one request; whether another may follow."""
         self.busy = False
-        if not self._http.trailing_data[0]:  # nothing came along with the request before
-            await self._read(IDLE_SECONDS)
+        while not self._http.trailing_data[0]:  # unless it came along with the one before
+            data = await self._bytes(IDLE_SECONDS)
+            if not data:
+                return False
+            if begun := data.lstrip(b"\r\n"):  # some send an empty line after a body
+                self._http.receive_data(begun)
         self.busy = True
+        self._asked, self._read_bytes = NOTHING, 0
         try:
             exchange = await asyncio.wait_for(self._request(), ARRIVAL_SECONDS)
+        except RequestError as error:
+            return await self._refuse(error)
         except h11.RemoteProtocolError as error:
             status, reason = error.error_status_hint, f"this is no HTTP request: {error}"
-            await self._refuse(RequestError(status, "invalid_request", reason))
-            return False
+            return await self._refuse(RequestError(status, "invalid_request", reason))
         except asyncio.TimeoutError:
             reason = f"the request was not whole within {ARRIVAL_SECONDS:.0f} seconds"
-            await self._refuse(RequestError(408, "timeout", reason))
-            return False
-        if exchange is not None:
-            await self._work(exchange)
+            return await self._refuse(RequestError(408, "timeout", reason))
+        await self._work(exchange)
         whole = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
         return whole and not self.last
 
-    async def _request(self) -> Exchange | None:
-        """The next request, whole; None where there is none, or it has been refused."""
+    async def _request(self) -> Exchange:
+        """The next request, whole.
+
+        Raises:
+            RequestError: it is too long.
+            h11.RemoteProtocolError: it is none.
+        """
         request = await self._event()
         if not isinstance(request, h11.Request):
-            return None
+            raise ClientGoneError
+        self._asked = request
+        head = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
+        if head > HEAD_BYTES:
+            reason = f"the request's headers are longer than {HEAD_BYTES} bytes"
+            raise RequestError(431, "invalid_request", reason)
         body = bytearray()
         length = next((int(v) for n, v in request.headers if n == b"content-length"), 0)
-        while length <= self._request_bytes and len(body) <= self._request_bytes:
+        while max(length, len(body), self._read_bytes // 2 - READ_BYTES) <= self._request_bytes:
             if self._http.they_are_waiting_for_100_continue:
                 await self.send(h11.InformationalResponse(status_code=100, headers=[]))
             event = await self._event()
             if isinstance(event, h11.EndOfMessage):
                 return Exchange(self, request, bytes(body))
             if not isinstance(event, h11.Data):
-                return None
+                raise ClientGoneError
             body += event.data
-        await self._refuse_size(Exchange(self, request, b""))
-        return None
-
-    async def _refuse_size(self, exchange: Exchange) -> None:
         reason = f"the request is longer than {self._request_bytes} bytes"
-        error = RequestError(413, "request_too_large", reason)
-        if self._http.they_are_waiting_for_100_continue:  # and may now send the body or not
-            await exchange.refuse(error, ("Connection", "close"))
-            return
-        await exchange.refuse(error)
-        await asyncio.wait_for(self._skip(), LINGER_SECONDS)
+        raise RequestError(413, "request_too_large", reason)
 
-    async def _skip(self) -> None:
-        """Read the rest of a request away."""
-        while isinstance(await self._event(), h11.Data):
-            pass
+    async def _refuse(self, error: RequestError) -> bool:
+        """Answer what has not come whole; nothing can follow it.
 
-    async def _refuse(self, error: RequestError) -> None:
-        """Answer what is not even a request; nothing can follow it."""
-        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            request = h11.Request(method="GET", target="/", headers=[("Host", "-")])
-            await Exchange(self, request, b"").refuse(error, ("Connection", "close"))
+        Its rest is read away for a while: closed over what was not read, a connection is reset,
+        and with it goes the answer.
+        """
+        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return False
+        await Exchange(self, self._asked, b"").refuse(error, ("Connection", "close"))
+        if self._writer.can_write_eof():
+            self._writer.write_eof()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._read_away(), LINGER_SECONDS)
+        return False
+
+    async def _read_away(self) -> None:
+        while await self._bytes(None):
+            await asyncio.sleep(0)
 
     async def _work(self, exchange: Exchange) -> None:
         """Let the handler work for as long as the client is there."""
@@ -204,24 +234,31 @@ class Connection:
             tasks[0].result()
 
     async def _until_gone(self) -> None:
-        """Return when the client goes; what it sends meanwhile is of its next request."""
-        while len(self._http.trailing_data[0]) < READ_BYTES:
-            try:
-                await self._read(None)
-            except OSError:
-                return
-            if self._http.trailing_data[1]:
-                return
-        await asyncio.get_running_loop().create_future()  # enough: that is read when it is its turn
+        """Return when the client goes, or sends more of its next requests than is read ahead."""
+        with suppress(ClientGoneError):
+            while len(self._http.trailing_data[0]) < READ_BYTES:
+                data = await self._bytes(None)
+                if not data:
+                    return
+                self._http.receive_data(data)
 
     async def _event(self) -> object:
         """What comes next of a request."""
+        self._pieces += 1
+        if self._pieces % TURN == 0:
+            await asyncio.sleep(0)
         while (event := self._http.next_event()) is h11.NEED_DATA:
-            await self._read(None)
+            data = await self._bytes(None)
+            self._read_bytes += len(data)
+            self._http.receive_data(data)
         return event
 
-    async def _read(self, seconds: float | None) -> None:
-        self._http.receive_data(await asyncio.wait_for(self._reader.read(READ_BYTES), seconds))
+    async def _bytes(self, seconds: float | None) -> bytes:
+        """What the client sends; nothing where it will send no more."""
+        try:
+            return await asyncio.wait_for(self._reader.read(READ_BYTES), seconds)
+        except (OSError, asyncio.TimeoutError):
+            raise ClientGoneError from None
 
 
 def _path(target: str) -> str:

@@ -20,7 +20,7 @@ from edge_llm.http_api.connection import Connection
 from edge_llm.http_api.listener import inherited_sockets, tcp_socket, unix_socket
 from edge_llm.logs import fields
 
-CONNECTIONS = 256  # at once; each may hold a request's bytes
+CONNECTIONS = 64  # at once; each may hold a request's bytes
 CLOSE_SECONDS = 1.0  # for answers that are on their way
 
 log = logging.getLogger(__name__)
@@ -73,13 +73,23 @@ class Server:
                 os.unlink(path)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= CONNECTIONS:
+        if len(self._connections) >= CONNECTIONS and not self._let_one_go():
+            log.warning("%d clients are at work: one more is turned away", CONNECTIONS)
             writer.transport.abort()
             return
         connection = Connection(reader, writer, self._app.handle, self._request_bytes)
         task = asyncio.ensure_future(connection.serve())
         self._connections[task] = connection
-        task.add_done_callback(self._connections.pop)
+        task.add_done_callback(lambda task: self._connections.pop(task, None))
+
+    def _let_one_go(self) -> bool:
+        """Close the connection that has been there longest without a request, if there is one."""
+        for task, connection in self._connections.items():
+            if not connection.busy:
+                task.cancel()
+                del self._connections[task]
+                return True
+        return False
 
 
 def _name(listening: socket.socket) -> str:

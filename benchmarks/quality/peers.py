@@ -25,7 +25,7 @@ from benchmarks.speed.workbench import PROJECT, run
 from compile.importer import open_checkpoint
 
 SOURCE = PROJECT / "benchmarks" / "quality" / "logits.c"
-CHUNKS = 128  # of WINDOW tokens of the calibration text: as many tokens as our calibration looks at
+CHUNKS = 128  # of WINDOW tokens of the calibration text: more than our calibration looks at
 SECONDS = 3600  # for the importance matrix where the machine has other work; idle it takes minutes
 
 # What llama-quantize does by default: the embedding, which is the head too, gets Q8_0, and some

@@ -123,6 +123,7 @@ def test_wide_groups_compute_the_same(tmp_path: Path) -> None:
     assert_same_tensors(open_checkpoint(path), model)
 
 
+@pytest.mark.slow
 def test_an_artifact_its_graph_and_the_graphs_artifact_agree(
     tiny_artifact: TinyArtifact, tmp_path: Path
 ) -> None:

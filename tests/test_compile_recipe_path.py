@@ -69,7 +69,6 @@ def start(
         cwd=folder,
         env={
             **os.environ,
-            "OMP_NUM_THREADS": "1",  # for a tiny model threads only wait for each other
             "PYTHONPATH": f"{PROJECT}:{os.environ.get('PYTHONPATH', '')}",
             **threads,
         },

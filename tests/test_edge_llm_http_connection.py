@@ -279,6 +279,10 @@ def test_whatever_comes_the_next_client_is_served(
     client.rest()
     client.close()
     assert "failed" not in caplog.text
+    after = Client(api.path)
+    after.send(GET)
+    assert after.response()[0] == 200
+    after.close()
 
 
 def test_too_many_clients_are_turned_away(

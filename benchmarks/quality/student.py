@@ -83,7 +83,7 @@ def markdown(report: Report) -> Iterator[str]:
     yield from ("", "## Stages", "", *table(report.models))
     yield from ("", f"![loss and KL while it learns]({PICTURE_NAME})")
     yield from ("", "## Prompts", "", *answers(report))
-    yield from ("", "## Time", "", *costs(report.costs))
+    yield from ("", "## Time", "", *times(report.costs))
 
 
 def table(models: Sequence[Model]) -> Iterator[str]:
@@ -116,7 +116,7 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def costs(costs: Sequence[Cost]) -> Iterator[str]:
+def times(costs: Sequence[Cost]) -> Iterator[str]:
     """What each step took, when it was made."""
     yield "| | time | most memory |"
     yield "|---|---|---|"

@@ -81,7 +81,7 @@ def make(
     options: Options,
     work: Path | None,
     report: Callable[[str, float], None],
-    leads: bool,
+    leading: bool,
 ) -> Manifest | None:
     """Run the recipe and write its report beside the artifact.
 
@@ -94,7 +94,7 @@ def make(
 
     output = options.output
     place = work or output.with_name(f"{output.name}.work")
-    with opened(place, leads) as folder:
+    with opened(place, leading) as folder:
         outcome = run_recipe(plan.recipe, options, folder, report)
         if outcome is None:
             return None

@@ -32,7 +32,8 @@ STALL_SECONDS = 60.0  # until a client takes what it was sent
 LINGER_SECONDS = 5.0  # for the rest of what was refused: whoever still sends does not listen
 TURN = 256  # pieces of a request, after which others have their turn
 
-NOTHING = h11.Request(method="GET", target="/", headers=[("Host", "-")])  # has been understood
+# Stands for a request of which nothing has been understood yet.
+NOTHING = h11.Request(method="GET", target="/", headers=[("Host", "-")])
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +191,7 @@ class Connection:
             raise RequestError(431, "invalid_request", reason)
         body = bytearray()
         length = next((int(v) for n, v in request.headers if n == b"content-length"), 0)
+        # Chunks bring frames along: they may take as much again, and what is read at once.
         while max(length, len(body), self._read_bytes // 2 - READ_BYTES) <= self._request_bytes:
             if self._http.they_are_waiting_for_100_continue:
                 await self.send(h11.InformationalResponse(status_code=100, headers=[]))

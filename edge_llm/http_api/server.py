@@ -83,7 +83,7 @@ class Server:
         task.add_done_callback(lambda task: self._connections.pop(task, None))
 
     def _let_one_go(self) -> bool:
-        """Close the connection that has been there longest without a request, if there is one."""
+        """Close the oldest connection that has no request at hand, if there is one."""
         for task, connection in self._connections.items():
             if not connection.busy:
                 task.cancel()

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 from benchmarks.quality import __main__ as cli
 from benchmarks.quality import ours, peers, student, texts, yardstick
 from benchmarks.quality.candidate import LLAMA_CPP, OURS, Candidate, Workshop
-from benchmarks.quality.picture import draw, draw_curve
+from benchmarks.quality.picture import draw, draw_curve, frontier
 from benchmarks.quality.report import (
     BASELINE,
     JSON_NAME,
@@ -27,6 +28,7 @@ from benchmarks.quality.report import (
     best,
     earlier,
     markdown,
+    peer_table,
     ratio_table,
     write_report,
 )  # fmt: skip
@@ -39,6 +41,7 @@ from compile.graph import KINDS
 from compile.importer import open_checkpoint
 from compile.quantize.formats import Formats, MatrixFormat
 from compile.quantize.nearest import QuantizedCheckpoint
+from compile.reference import Exact, Reference
 from tests.sample_report import sample_report
 from tests.tiny_model import CORPUS, write_tiny_gguf
 
@@ -270,16 +273,24 @@ def test_nearest_is_all_matrices_in_one_format(
     assert bits_per_weight(storage_of(candidate.weights())) == 4.5
 
 
-def test_a_recipe_leaves_the_weights_of_its_last_step(tmp_path: Path) -> None:
-    for age, step in enumerate(("finetune-1", "quantize-2", "evaluate-3")):
-        (tmp_path / step).mkdir()
-        (tmp_path / step / "done.json").touch()
-        os.utime(tmp_path / step / "done.json", (2**30 - age, 2**30 - age))
-        if step != "evaluate-3":
-            (tmp_path / step / "weights.safetensors").touch()
-    assert ours.last_weights(tmp_path) == tmp_path / "finetune-1" / "weights.safetensors"
-    with pytest.raises(click.ClickException, match="no step has left weights"):
-        ours.last_weights(tmp_path / "finetune-1")
+@pytest.mark.slow
+def test_a_recipe_is_run_and_its_artifact_is_read(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_gguf(tmp_path / "half.gguf", quantization="F16")  # what the recipes name is not here
+    recipe = '[quantize]\nmethod = "nearest"\n[budget]\nbits_per_weight = 4.5\n'
+    (tmp_path / "text.txt").write_text(" ".join(CORPUS), encoding="utf-8")
+    recipe += f'[data]\ntext = "{tmp_path / "text.txt"}"\nlength = 32\n'
+    (tmp_path / "small.toml").write_text(recipe, encoding="utf-8")
+    monkeypatch.setattr(ours, "RECIPES", tmp_path)
+    monkeypatch.setattr(ours, "LARGER", ("small",))
+    (candidate,) = ours.larger(replace(shop, teacher=tmp_path / "half.gguf"))
+    assert candidate.name == f"{OURS} small"
+    assert bits_per_weight(candidate.storage) <= 4.5
+    with candidate.program() as logits:
+        run = logits([1, 2, 3, 4])
+    exact = Reference(candidate.weights(), Exact()).logits([1, 2, 3, 4])
+    assert np.abs(run - exact).max() < 0.2 * np.abs(exact).max()
 
 
 # The report
@@ -313,6 +324,16 @@ def test_we_are_compared_with_no_fewer_bits() -> None:
     assert not list(ratio_table({BASELINE: ROWS[BASELINE]}))
 
 
+def test_each_peer_is_compared_with_the_best_of_ours_that_is_no_larger() -> None:
+    rows = {**ROWS, f"{OURS} larger": row(OURS, 5.0, 0.01)}
+    assert list(peer_table(rows))[2:] == [
+        f"| llama.cpp same | 4.500 | {OURS} calibrated | 4.250 | 0.50 |",
+        f"| llama.cpp worse | 4.400 | {OURS} calibrated | 4.250 | 0.44 |",
+        f"| llama.cpp more | 5.500 | {OURS} larger | 5.000 | 0.20 |",
+    ]
+    assert not list(peer_table({BASELINE: ROWS[BASELINE]}))
+
+
 def test_tables_say_what_was_measured() -> None:
     lines = markdown({"Teacher": "tiny"}, ROWS).splitlines()
     assert "- Teacher: tiny" in lines
@@ -329,6 +350,11 @@ def test_rows_of_other_tokens_or_versions_do_not_count(tmp_path: Path) -> None:
     (tmp_path / JSON_NAME).write_text("[]", encoding="utf-8")
     assert not earlier(tmp_path, {"Held out": "these"})
     assert not earlier(tmp_path / "nowhere", {})
+
+
+def test_a_line_joins_what_nothing_smaller_is_better_than() -> None:
+    points = [(5.0, 0.05), (4.5, 0.2), (4.25, 0.1), (5.5, 0.05), (6.0, 0.03)]
+    assert frontier(points) == [(4.25, 0.1), (5.0, 0.05), (6.0, 0.03)]
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from compile.checkpoint import Q4, Q8, Checkpoint
 from compile.errors import CompileError
 from compile.families import FAMILIES
+from compile.graph import KINDS
 from compile.importer import open_checkpoint
 from compile.quantize.budget import divergence, log_softmax
 from compile.quantize.calibrate import CalibratedCheckpoint, calibrate, segments
@@ -20,6 +21,7 @@ from compile.quantize.formats import INT8, Formats, MatrixFormat
 from compile.quantize.grid import search
 from compile.quantize.nearest import QuantizedCheckpoint, quantize
 from compile.reference import Exact, Reference, dequantized
+from tests.same_tensors import assert_same_tensor
 from tests.tiny_model import write_tiny_gguf
 
 FORMATS = [MatrixFormat.parse(t) for t in ("int4-g32", "int4-g64", "int4-g32-asym", "int8")]
@@ -150,6 +152,19 @@ def test_a_calibrated_model_is_nearer_to_its_teacher(tiny: Checkpoint, head: str
         for model in (quantized, QuantizedCheckpoint(tiny, formats))
     )
     assert near < 0.97 * rounded
+
+
+def test_a_matrix_that_is_in_its_format_stays_as_it_is(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "q.gguf", quantization="Q4_1")
+    model = open_checkpoint(tmp_path / "q.gguf")
+    own = MatrixFormat(4, 32, False)
+    formats = Formats(own, own, MatrixFormat(4, 32, True), own, MatrixFormat(4, 32, True))
+    quantized = calibrate(model, formats, np.arange(96, dtype=np.int32).reshape(3, 32))
+    matrices = FAMILIES["llama"](model.config).matrices(model.config.layers)
+    for kind in KINDS:
+        assert {MatrixFormat.of(quantized.tensor(n)) for n in matrices[kind]} == {formats[kind]}
+        for name in matrices[kind] if formats[kind] == own else ():
+            assert_same_tensor(quantized.tensor(name), model.tensor(name), name)
 
 
 def test_calibration_is_the_same_each_time(tiny: Checkpoint) -> None:

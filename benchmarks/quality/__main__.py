@@ -9,7 +9,7 @@ import click
 
 from benchmarks.options import only
 from benchmarks.quality.candidate import Candidate, Workshop
-from benchmarks.quality.ours import calibrated, distilled, nearest
+from benchmarks.quality.ours import calibrated, distilled, larger, nearest
 from benchmarks.quality.peers import llama_cpp
 from benchmarks.quality.picture import draw
 from benchmarks.quality.report import (
@@ -40,6 +40,7 @@ PARTS: Mapping[str, Callable[[Workshop], Iterator[Candidate]]] = {
     "nearest": nearest,
     "llama.cpp": llama_cpp,
     "calibrated": calibrated,
+    "larger": larger,
     "distilled": distilled,
 }
 

@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import click
-
 import edge_llm
 from benchmarks.quality.candidate import OURS, Candidate, Workshop, words
 from benchmarks.quality.storage import storage_of
-from benchmarks.quality.yardstick import Logits, short_hash
+from benchmarks.quality.yardstick import Logits
 from benchmarks.speed.models import compiled
 from benchmarks.speed.workbench import PROJECT, run
 from compile.evaluate.predictors import Remembered
@@ -28,6 +26,7 @@ from compile.quantize.nearest import QuantizedCheckpoint
 from compile.stored import store
 
 RECIPES = PROJECT / "benchmarks" / "quality"
+LARGER = ("calibrated-4.5", "calibrated-5")
 RECIPE_SECONDS = 4 * 3600
 NEAREST = ("int4-g64", "int4-g64-asym", "int4-g32")  # of all matrices, head included
 
@@ -50,33 +49,28 @@ def calibrated(shop: Workshop) -> Iterator[Candidate]:
     yield from by_recipe(shop, "calibrated")
 
 
+def larger(shop: Workshop) -> Iterator[Candidate]:
+    """The same with more bits to spend."""
+    for name in LARGER:
+        yield from by_recipe(shop, name)
+
+
 def distilled(shop: Workshop) -> Iterator[Candidate]:
     """By distilled.toml."""
     yield from by_recipe(shop, "distilled")
 
 
 def by_recipe(shop: Workshop, name: str) -> Iterator[Candidate]:
-    """What a recipe makes of the teacher."""
-    recipe = RECIPES / f"{name}.toml"
-    work = shop.folder / f"{name}-{short_hash(recipe.read_bytes())}.work"
+    """What a recipe makes of the teacher, its weights read from the artifact itself."""
+    recipe, artifact = RECIPES / f"{name}.toml", shop.folder / f"{name}.edge"
+    work = shop.folder / "recipes.work"  # of all: what two have in common is made once
     command = (sys.executable, "-m", "compile", shop.teacher, "--recipe", recipe, "--work", work)
-    artifact = shop.folder / f"{name}.edge"
     run(words(*command, "--target", "native", "-o", artifact), RECIPE_SECONDS)
-    yield stored(last_weights(work), f"{OURS} {name}", recipe.name, lambda: artifact)
-
-
-def last_weights(work: Path) -> Path:
-    """The weights that the last step of one recipe's work folder left."""
-    steps = sorted(work.glob("*/done.json"), key=lambda path: path.stat().st_mtime)
-    weights = [step.with_name("weights.safetensors") for step in steps]
-    left = [path for path in weights if path.exists()]
-    if not left:
-        raise click.ClickException(f"{work}: no step has left weights")
-    return left[-1]
+    yield stored(artifact, f"{OURS} {name}", recipe.name, lambda: artifact)
 
 
 def stored(path: Path, name: str, made: str, artifact: Callable[[], Path]) -> Candidate:
-    """A checkpoint of ours as a candidate, with what compiles it."""
+    """A checkpoint or artifact of ours as a candidate, with what compiles it."""
     return Candidate(
         name=name,
         maker=OURS,

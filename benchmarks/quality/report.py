@@ -66,8 +66,12 @@ def markdown(setting: Mapping[str, str], rows: Rows) -> str:
     lines = ["# Quality", "", "Written by `python -m benchmarks.quality`."]
     lines += ["", *(f"- {name}: {value}" for name, value in setting.items())]
     lines += ["", "## Distance from the teacher", "", *table(rows)]
-    if ratios := list(ratio_table(rows)):
-        lines += ["", "## Ratios of mean KL", "", *ratios]
+    for title, ratios in (
+        ("Ratios of mean KL", ratio_table(rows)),
+        ("Ours at no more bits than each of llama.cpp's types", peer_table(rows)),
+    ):
+        if found := list(ratios):
+            lines += ["", f"## {title}", "", *found]
     return "\n".join([*lines, "", "## Formats", "", *format_table(rows)])
 
 
@@ -102,6 +106,28 @@ def ratio_table(rows: Rows) -> Iterator[str]:
         yield from ("| | | aim |", "|---|---|---|", *lines)
 
 
+def peer_table(rows: Rows) -> Iterator[str]:
+    """Each type of llama.cpp's beside the nearest to the teacher that is ours and no larger."""
+    pairs = [
+        (peer, min(no_larger, key=lambda name: float(rows[name]["exact"]["kl_mean"])))
+        for peer, row in rows.items()
+        if row["maker"] == LLAMA_CPP
+        and (no_larger := list(made_by(rows, OURS, 0.0, row["bits_per_weight"])))
+    ]
+    if pairs:
+        yield from ("| | bits/weight | ours | bits/weight | KL ratio |", "|---|---|---|---|---|")
+    for peer, ours in pairs:
+        bits = [f"{rows[name]['bits_per_weight']:.3f}" for name in (peer, ours)]
+        yield f"| {peer} | {bits[0]} | {ours} | {bits[1]} | {ratio(rows, ours, peer):.2f} |"
+
+
+def made_by(rows: Rows, maker: str, least: float, most: float) -> Iterator[str]:
+    """Names of one maker's rows within these bits a weight."""
+    for name, row in rows.items():
+        if row["maker"] == maker and least <= row["bits_per_weight"] <= most:
+            yield name
+
+
 def ratio(rows: Rows, ours: str, other: str) -> float:
     """Of mean KL, both in exact arithmetic."""
     return float(rows[ours]["exact"]["kl_mean"] / rows[other]["exact"]["kl_mean"])
@@ -112,12 +138,7 @@ def best(rows: Rows, ours: str) -> list[str]:
     least = rows[ours]["bits_per_weight"]
     found = []
     for most in (SAME_BITS, float("inf")):
-        peers = [
-            name
-            for name, row in rows.items()
-            if row["maker"] == LLAMA_CPP and least <= row["bits_per_weight"] <= most
-        ]
-        if peers:
+        if peers := list(made_by(rows, LLAMA_CPP, least, most)):
             found.append(min(peers, key=lambda name: float(rows[name]["exact"]["kl_mean"])))
     return list(dict.fromkeys(found))
 

@@ -22,14 +22,14 @@ from compile.families import FAMILIES
 from compile.graph import Graph, Kind, Linear, Norm, Operation, reads, writes
 from compile.numerics import rope_tables
 from compile.quantize.feedback import nearest_in, repaired, with_feedback
-from compile.quantize.formats import Formats
+from compile.quantize.formats import Formats, MatrixFormat
 from compile.reference import Exact, dequantized, embed, operate
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Tokens = NDArray[np.int32]  # [sequences, length]
 
-CALIBRATION = 2  # counts the changes of what it makes: what an older one made is stale
+CALIBRATION = 3  # counts the changes of what it makes: what an older one made is stale
 ROWS = 8192  # tokens whose products are summed in float32
 TIED_TOKENS = 16_384  # for a tied embedding, which takes a pass of its own
 
@@ -94,7 +94,7 @@ def calibrate(
 
     Args:
         checkpoint: the model; what is quantized already counts as its exact values.
-        formats: of every matrix.
+        formats: of every matrix; one that is in its format already stays as it is.
         tokens: int32 [sequences, length], text that the model shall be good at.
         report: is told how far it is.
     """
@@ -106,9 +106,12 @@ def calibrate(
     assert isinstance(head, Linear)
 
     def round_matrix(name: str, kind: Kind, hessian: F64, cross: F64) -> None:
-        weight = dequantized(checkpoint.tensor(name))
+        tensor = checkpoint.tensor(name)
+        weight = dequantized(tensor)
         if not (np.isfinite(weight).all() and np.isfinite(hessian).all()):
             raise CompileError(f"{name}: it or its inputs hold infinities or NaN: damaged weights?")
+        if MatrixFormat.of(tensor) == formats[kind]:
+            return  # it lies on such a grid already: no other is as near
         weight = repaired(weight, hessian, cross)
         quantized.matrices[name] = with_feedback(weight, hessian, formats[kind])
 
@@ -123,8 +126,9 @@ def calibrate(
         round_matrix(embedding, head.kind, hessian, hessian)
         del stream
     else:
-        weight = dequantized(checkpoint.tensor(embedding))
-        quantized.matrices[embedding] = nearest_in(weight, formats[head.kind])
+        tensor, form = checkpoint.tensor(embedding), formats[head.kind]
+        if MatrixFormat.of(tensor) != form:
+            quantized.matrices[embedding] = nearest_in(dequantized(tensor), form)
 
     exact, rounded = (Stream(c, graph, tokens) for c in (checkpoint, quantized))
     for layer in range(layers):

@@ -18,7 +18,7 @@ from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.norm import normalize
 from compile.lower.cpu.pack import side_by_side
-from compile.lower.cpu.tile import Tiles, multiply, multiply_many
+from compile.lower.cpu.tile import Emit, Tiles, multiply, multiply_many
 from compile.quantize.nearest import quantize4, quantize8
 from targets import TARGETS
 from tests.kernels import Argument, aligned, kernel, kernel_targets, zeros
@@ -28,7 +28,7 @@ COLUMNS = 128
 
 
 def activations(
-    values: Argument, scales: Argument, offsets: Argument, sums: Argument
+    values: Argument, scales: Argument, offsets: Argument, sums: Argument, copies: int = 1
 ) -> Activations:
     return Activations(
         values.array("int8"),
@@ -37,7 +37,13 @@ def activations(
         offsets.array("int32"),
         sums.array("float32"),
         COLUMNS,
+        copies,
     )
+
+
+def into(out: Array) -> Emit:
+    """What stores the sums of a single token."""
+    return lambda _, row, v: out.store(row, v)
 
 
 def matrices() -> dict[str, Matrix]:
@@ -88,8 +94,9 @@ def test_tile_is_the_numerics(target: str, name: str) -> None:
             multiply_many(isa, tiles, source, T.int32(tokens), out)
         else:
             multiply(isa, tiles, block, rows, lambda m, row, v: out.store(m * 16 + row, v))
-        one = out.at(tokens * 16)
-        multiply(isa, tiles, block[:1], 16, lambda _, row, v: one.store(row, v))
+        alone, one = activations(a[3], a[4], a[8], a[6], isa.COPIES), out.at(tokens * 16)
+        for m in range(tokens):
+            multiply(isa, tiles, [alone.row(T.int32(m))], 16, into(one.at(m * 16)))
 
     x = np.random.default_rng(4).standard_normal((tokens, COLUMNS)).astype(np.float32)
     x[0] = np.where(x[0] > 0, 1, -1)  # all at ±127
@@ -100,8 +107,8 @@ def test_tile_is_the_numerics(target: str, name: str) -> None:
     else:
         packed = isa.layout.pack8((weight.q.astype(np.int16) + isa.BYTE_BIAS).astype(np.uint8))
     totals = q.sum(-1, dtype=np.int32)
-    out = zeros((tokens + 1, 16), np.float32)
-    kernel(target, 8, emit)(
+    out = zeros((2 * tokens, 16), np.float32)
+    kernel(target, 9, emit)(
         aligned(packed),
         aligned(side_by_side(weight.scale, 0)),
         aligned(side_by_side(weight.scale if minimum is None else minimum, 0)),
@@ -110,10 +117,11 @@ def test_tile_is_the_numerics(target: str, name: str) -> None:
         aligned(totals * np.int32(-8)),
         aligned(totals.astype(np.float32) * scale),
         out,
+        aligned(np.repeat(totals * np.int32(-8), isa.COPIES)),
     )
     expected = numerics.linear(q, scale, weight)
     assert same_bits(out[:tokens], expected)
-    assert same_bits(out[tokens], expected[0])
+    assert same_bits(out[tokens:], expected)
 
 
 @pytest.mark.parametrize("target", TARGET_NAMES)
@@ -135,21 +143,23 @@ def test_exp_and_silu_are_the_numerics(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGET_NAMES)
 def test_norm_is_the_numerics(target: str) -> None:
+    copies = ISAS[TARGETS[target].isa].COPIES
+
     def emit(*a: Argument) -> None:
         x, weight = a[0].array("float32"), a[1].array("float32")
-        normalize(x, weight, 1e-5, activations(a[2], a[3], a[4], a[5]))
+        normalize(x, weight, 1e-5, activations(a[2], a[3], a[4], a[5], copies))
 
     random = np.random.default_rng(6)
     x, weight = (aligned(random.standard_normal(COLUMNS).astype(np.float32)) for _ in range(2))
     q = zeros(COLUMNS, np.int8)
     scale, sums = (zeros(COLUMNS // 32, np.float32) for _ in range(2))
-    offsets = zeros(COLUMNS // 32, np.int32)
+    offsets = zeros((COLUMNS // 32, copies), np.int32)
     kernel(target, 6, emit)(x, weight, q, scale, offsets, sums)
     expected, scales = numerics.quantize_activations(numerics.rms_norm(x[None], weight, 1e-5))
     assert (q.reshape(expected[0].shape) == expected[0]).all()
     assert same_bits(scale, scales[0])
     totals = expected[0].sum(-1, dtype=np.int32)
-    assert (offsets == -8 * totals).all()
+    assert (offsets == -8 * totals[:, None]).all()
     assert same_bits(sums, totals.astype(np.float32) * scales[0])
 
 

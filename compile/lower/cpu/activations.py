@@ -26,10 +26,11 @@ class Activations:
         values: int8 [rows, columns].
         quads: the same memory as int32, four values an element.
         scales: float32 [rows, columns / 32].
-        offsets: int32 [rows, columns / 32], -8·Σa of each group: what weights stored as q instead
-            of q - 8 add too much.
+        offsets: int32 [rows, columns / 32, copies], -8·Σa of each group: what weights stored as q
+            instead of q - 8 add too much.
         sums: float32 [rows, columns / 32], scale·Σa: what a weight's minimum is multiplied with.
         columns: length of a row.
+        copies: 1, or as many as a tile has rows.
     """
 
     values: Array
@@ -38,6 +39,7 @@ class Activations:
     offsets: Array
     sums: Array
     columns: int
+    copies: int = 1
 
     @property
     def groups(self) -> int:
@@ -54,10 +56,17 @@ class Activations:
             self.values.at(index * ACTIVATION_GROUP),
             self.quads.at(index * (ACTIVATION_GROUP // 4)),
             self.scales.at(index),
-            self.offsets.at(index),
+            self.offsets.at(index * self.copies),
             self.sums.at(index),
             self.columns,
+            self.copies,
         )
+
+    def start(self, part: int, lanes: int) -> Expr:
+        """The first group's offset in every lane; of several copies each part loads its own."""
+        if self.copies == 1:
+            return splat(bind(self.offsets.load()), lanes)
+        return bind(self.offsets.load(part * lanes, lanes))
 
     def write(self, first: Expr, second: Expr, factor: float = 1.0) -> None:
         """Quantize 2 × 16 float32 lanes into the first group; its scale is times ``factor``."""
@@ -66,7 +75,7 @@ class Activations:
             self.values.store(half * LANES, T.cast(q, "int8x16"))
         self.scales.store(0, scale * T.float32(factor) if factor != 1.0 else scale)
         total = bind(intrinsic("llvm.vector.reduce.add", "int32", values[0] + values[1]))
-        self.offsets.store(0, total * T.int32(-8))
+        self.offsets.store(0, splat(total * T.int32(-8), self.copies))
         self.sums.store(0, T.cast(total, "float32") * scale)
 
 

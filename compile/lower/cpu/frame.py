@@ -187,6 +187,7 @@ class Frame:
             self.region(self.workspace, regions.offsets),
             self.region(self.workspace, regions.sums),
             regions.values.shape[1],
+            self.isa.COPIES if self.tokens_at_once == 1 else 1,
         )
 
     def head(self, name: str, group: Expr) -> Activations:

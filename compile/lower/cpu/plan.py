@@ -224,10 +224,12 @@ class Plan:
             )
 
         heads = config.heads * config.head_dim
+        # Of a single token every thread normalizes a copy of its own: no barrier between. It may
+        # have an offset for each row of a tile, where others have one.
+        single = MAX_THREADS * ROWS
         return WorkspacePlan(
             x=layout.add("x", "float32", (MAX_ROWS, config.width)),
-            # Of a single token every thread normalizes a copy of its own: no barrier between.
-            normed=quantized("normed", max(MAX_ROWS, MAX_THREADS), config.width),
+            normed=quantized("normed", max(MAX_ROWS, single), config.width),
             q=quantized("q", MAX_ROWS, heads),
             attended=quantized("attended", MAX_ROWS, heads),
             gated=quantized("gated", MAX_ROWS, config.ffn),

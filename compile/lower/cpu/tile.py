@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.memory import Array, Expr, local
-from compile.lower.cpu.vector import LANES, bind, constant, fma, splat
+from compile.lower.cpu.vector import LANES, bind, constant, fma, splat, splat_lane
 
 ROWS = 16
 CACHE_LINE = 64  # bytes
@@ -108,10 +108,12 @@ def multiply(
         groups = tiles.columns // 32
         per_turn = isa.GROUPS if groups % isa.GROUPS == 0 else 1
         with T.serial(T.int64(0), T.int64(groups // per_turn)) as turn:
+            some = [token.group(turn * per_turn) for token in tokens]
+            scales = [bind(token.scales.load(0, per_turn)) for token in some]
             for i in range(per_turn):
-                g = turn * per_turn + i
-                some = [token.group(g) for token in tokens]
-                add_group(isa, tiles, some, parts, sums, g, ahead)
+                one = [token.group(i) for token in some]
+                s = [splat_lane(scale, i, isa.LANES) for scale in scales]
+                add_group(isa, tiles, one, s, parts, sums, turn * per_turn + i, ahead)
         for m in range(len(tokens)):
             for i, part in enumerate(parts):
                 emit(m, part * isa.LANES, sums[m].load(i * isa.LANES, isa.LANES))
@@ -141,13 +143,15 @@ def multiply_many(
                     token = bind(turn * tokens + m)
                     a = source.row(token).group(g)
                     (dots,) = isa.dot_loaded(tiles.bits, 0, weights, [a])
-                    add_dots(isa, scales, a, dots, sums.at(token * ROWS + first * lanes))
+                    s = splat(bind(a.scales.load()), lanes)
+                    add_dots(isa, scales, a, s, dots, sums.at(token * ROWS + first * lanes))
 
 
 def add_group(
     isa: ModuleType,
     tiles: Tiles,
     tokens: Sequence[Activations],
+    token_scales: Sequence[Expr],
     parts: range,
     sums: Sequence[Array],
     g: Expr,
@@ -162,20 +166,23 @@ def add_group(
     dots = isa.dot(tiles.bits, tiles.zero, data, parts, tokens)
     scales = tiles.per_row(isa, g, parts)
     for m, token in enumerate(tokens):
-        add_dots(isa, scales, token, dots[m], sums[m])
+        add_dots(isa, scales, token, token_scales[m], dots[m], sums[m])
 
 
 def add_dots(
     isa: ModuleType,
     scales: tuple[list[Expr], list[Expr] | None],
     token: Activations,
+    s: Expr,
     dots: Sequence[Expr],
     sums: Array,
 ) -> None:
-    """Add a group's integer sums, scaled, to a token's ``sums``, float32 [parts·LANES]."""
+    """Add a group's integer sums, scaled, to a token's ``sums``, float32 [parts·LANES].
+
+    ``s`` is the token's scale of the group in every lane.
+    """
     lanes = isa.LANES
     scale, minimum = scales
-    s = splat(bind(token.scales.load()), lanes)
     for i, dot in enumerate(dots):
         y = sums.load(i * lanes, lanes)
         y = fma(scale[i], T.cast(dot, f"float32x{lanes}") * s, y)

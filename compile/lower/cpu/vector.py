@@ -28,7 +28,12 @@ def intrinsic(name: str, dtype: str, *operands: Expr) -> Expr:
 
 def splat(value: Expr, lanes: int = LANES) -> Expr:
     """``value`` in every lane."""
-    return T.broadcast(value, lanes)
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def splat_lane(x: Expr, lane: int, lanes: int) -> Expr:
+    """One lane of ``x``, which may have no other, in every lane."""
+    return splat(x if lanes_of(x) == 1 else part(x, lane, lane + 1), lanes)
 
 
 def constant(value: float | np.float32, lanes: int = LANES) -> Expr:

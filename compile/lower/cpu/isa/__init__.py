@@ -8,6 +8,8 @@ Each module has
     PASS                (tokens in a turn, rows whose weights are loaded) where all tokens of a
                         prefill pass a group's weights, which stay in registers; or None
     GROUPS              of 32 columns in a turn of the loop, where they divide a row's
+    COPIES              of a group's offset that stand ready while one token is decoded: 16 where a
+                        sum begins with a load, 1 where a broadcast costs no more
     BYTE_BIAS           what an 8-bit weight is stored with added: 128 where it must be unsigned
     layout              where a tile's weights stand: module ``quads``, ``stacked`` or ``pairs``
     dot(bits, zero, data, parts, tokens) -> sums

@@ -18,6 +18,7 @@ PREFETCH = records()["avx2"].prefetch
 BLOCK = records()["avx2"].block
 PASS = None
 GROUPS = 1
+COPIES = 1
 BYTE_BIAS = 0
 layout = quads
 

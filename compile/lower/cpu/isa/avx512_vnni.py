@@ -13,6 +13,7 @@ PREFETCH = records()["avx512_vnni"].prefetch
 BLOCK = records()["avx512_vnni"].block
 PASS = None
 GROUPS = 1
+COPIES = 1
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads
 dot = partial(vnni.dot, LANES)

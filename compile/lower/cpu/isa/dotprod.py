@@ -17,6 +17,7 @@ PREFETCH = 0
 BLOCK = (4, 8)
 PASS = (2, 8)
 GROUPS = 2
+COPIES = 16
 BYTE_BIAS = 0
 layout = stacked
 
@@ -41,12 +42,12 @@ def dot4(zero: int, data: Array, token: Activations) -> list[Expr]:
     """Low halves by themselves and within whole bytes: see :mod:`compile.lower.cpu.isa.stacked`."""
     whole = [[bind(data.load(j * 32 + i * BYTES, BYTES)) for i in range(2)] for j in range(8)]
     low = [[bind(T.bitwise_and(w, splat(T.uint8(15), BYTES))) for w in quad] for quad in whole]
-    offset = bind(splat(token.offsets.load(), LANES))  # -8·Σa
-    nothing = splat(T.int32(0), LANES)
-    lows = multiply_add(token, low, offset if zero else nothing)
-    wholes = multiply_add(
-        token, whole, offset if zero else bind(offset * splat(T.int32(-16), LANES))
-    )
+    if zero:
+        starts = [token.start(part, LANES) for part in range(4)]  # -8·Σa
+    else:
+        centre = bind(token.start(0, LANES) * splat(T.int32(-16), LANES))  # 128·Σa
+        starts = [splat(T.int32(0), LANES)] * 2 + [centre] * 2
+    lows, wholes = multiply_add(token, low, starts[:2]), multiply_add(token, whole, starts[2:])
     name = "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32"
     highs = [
         bind(intrinsic(name, f"float32x{LANES}", both - one, T.int32(4)))  # exact: a sixteenth
@@ -75,13 +76,14 @@ def dot_loaded(
     bits: int, zero: int, weights: Weights, tokens: Sequence[Activations]
 ) -> list[list[Expr]]:
     """See :mod:`compile.lower.cpu.isa`."""
-    return [multiply_add(token, weights, splat(T.int32(0), LANES)) for token in tokens]
+    starts = [splat(T.int32(0), LANES)] * len(weights[0])
+    return [multiply_add(token, weights, starts) for token in tokens]
 
 
-def multiply_add(token: Activations, weights: Weights, start: Expr) -> list[Expr]:
-    """``start`` and the products of eight quads of columns, for each part."""
+def multiply_add(token: Activations, weights: Weights, starts: Sequence[Expr]) -> list[Expr]:
+    """The products of eight quads of columns added to each part's start."""
     loaded = [bind(token.quads.load(4 * i, 4)) for i in range(2)]
-    sums = [start] * len(weights[0])
+    sums = list(starts)
     for quad, vectors in enumerate(weights):
         # One lane of a register to all rows: LLVM makes it the instruction's index operand.
         lane = T.Shuffle([loaded[quad // 4]], [T.int32(quad % 4)] * LANES)

@@ -28,7 +28,8 @@ from edge_llm.errors import ArtifactError, ConfigError, EdgeLLMError
 from edge_llm.profile import Profile, Stages
 
 LANES = 16  # rows of the output matrix come in tiles of 16: so are the columns of the logits
-POINTERS, NUMBERS = 9, 8  # that entry.c's edge_step takes
+POINTERS = 9  # that entry.c's edge_step takes
+ROWS, WANTED, THREADS, TABLE_ROWS = 0, 1, 4, 7  # those of its numbers that each step decides
 REFUSED = 1  # what entry.c returns for indices out of range
 FEW_ROWS = 8  # a step of no more waits for weights rather than arithmetic: it counts as decoding
 
@@ -74,16 +75,29 @@ class Executor:
         self.decode_threads = _setting("decode_threads", decode_threads, most, decode)
         self.pages = -(-self.context // self.page_positions) * sequences
         self._columns = -(-self.vocab_size // LANES) * LANES
-        self._logits = np.zeros((sequences, self._columns), np.float32)
-        self._memory: tuple[NDArray[np.uint8], ...] = (
-            np.frombuffer(artifact.entry("weights.bin"), np.uint8),
-            _zeros(self.pages * execution.page_bytes),  # the KV cache
-            _zeros(execution.workspace_bytes),
-        )
-        # What a step is called with (compile/lower/cpu/entry.c), filled in anew by each.
-        memory = (_address(array, "|u1") for array in self._memory)
-        self._pointers = (ctypes.c_void_p * POINTERS)(*memory)
-        self._numbers = (ctypes.c_int32 * NUMBERS)()
+        rows, self._table = self.max_rows, -(-self.context // self.page_positions)
+        shapes = (rows, rows, rows, (rows, self._table), rows)  # in the order of a batch's arrays
+        cache_bytes = self.pages * execution.page_bytes
+        try:
+            self._logits = np.zeros((sequences, self._columns), np.float32)
+            self._memory: tuple[NDArray[np.uint8], ...] = (
+                np.frombuffer(artifact.entry("weights.bin"), np.uint8),
+                _zeros(cache_bytes),
+                _zeros(execution.workspace_bytes),
+            )
+            # A step copies its indices: asking numpy for an address takes three times as long.
+            self._indices = tuple(np.zeros(shape, np.int32) for shape in shapes)
+        except (OSError, OverflowError, MemoryError, ValueError):
+            raise ConfigError(
+                f"there is no memory for a KV cache of {cache_bytes / 1e6:.0f} MB: give a smaller "
+                "context, or fewer sequences"
+            ) from None
+        # What a step is called with (compile/lower/cpu/entry.c).
+        arrays: tuple[NDArray[Any], ...] = (*self._memory, *self._indices, self._logits)
+        self._pointers = (ctypes.c_void_p * POINTERS)(*(_address(array) for array in arrays))
+        self._logits_address = _address(self._logits)
+        numbers = [0, 0, self._table, self.pages, 0, self.vocab_size, self.context, 0]
+        self._numbers = (ctypes.c_int32 * len(numbers))(*numbers)
         self.compiled_seconds = 0.0
         self._library = _load(artifact)
         count = max(self.threads, self.decode_threads)
@@ -94,28 +108,30 @@ class Executor:
         """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step.
 
         Raises:
-            ValueError: an array of the batch is too long, of another type or layout, or holds an
-                index out of range.
+            ValueError: an array of the batch is too long, or holds an index out of range.
         """
         rows, wanted = len(batch.tokens), len(batch.wanted)
+        table_rows, table_columns = batch.tables.shape
         if not 1 <= rows <= self.max_rows or not self._memory:
             raise ValueError(f"a step of {rows} rows; 1 to {self.max_rows} on an open executor")
         if not len(batch.positions) == len(batch.sequences) == rows:
             raise ValueError("tokens, positions and sequences differ in length")
-        if wanted > len(self._logits):  # many only where every row is wanted: not kept
+        if max(wanted, table_rows) > rows or table_columns != self._table:
+            raise ValueError(
+                f"a step of {rows} rows with {wanted} wanted and tables of {table_rows} × "
+                f"{table_columns} pages"
+            )
+        given = (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted)
+        for kept, values in zip(self._indices, given, strict=True):
+            kept[: len(values)] = values
+        logits, address = self._logits, self._logits_address
+        if wanted > len(logits):  # many only where every row is wanted: not kept
             logits = np.empty((wanted, self._columns), np.float32)
-        else:
-            logits = self._logits
-        indices = (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted)
-        for place, array in enumerate(indices, start=len(self._memory)):
-            self._pointers[place] = _address(array, "<i4")
-        self._pointers[POINTERS - 1] = _address(logits, "<f4")
-        table_rows, table_columns = batch.tables.shape
+            address = _address(logits)
+        self._pointers[POINTERS - 1] = address
         threads = self.decode_threads if rows <= FEW_ROWS else self.threads
-        self._numbers[:] = [
-            *(rows, wanted, table_columns, self.pages, threads),
-            *(self.vocab_size, self.context, table_rows),
-        ]
+        self._numbers[ROWS], self._numbers[WANTED] = rows, wanted
+        self._numbers[THREADS], self._numbers[TABLE_ROWS] = threads, table_rows
         start = time.perf_counter()
         failure = self._library.edge_step(self._pointers, self._numbers)
         self.compiled_seconds += time.perf_counter() - start
@@ -152,12 +168,9 @@ def _setting(name: str, value: int | None, most: int, default: int) -> int:
     return value
 
 
-def _address(array: NDArray[Any], kind: str) -> int:
-    """Of the first element; ValueError for an array that the code would read otherwise."""
-    interface = array.__array_interface__
-    if interface["typestr"] != kind or interface["strides"] is not None:
-        raise ValueError(f"an array of a step is not contiguous or not of type {kind}")
-    address: int = interface["data"][0]
+def _address(array: NDArray[Any]) -> int:
+    """Of the first element."""
+    address: int = array.__array_interface__["data"][0]
     return address
 
 

@@ -32,6 +32,7 @@ class TextStream:
         self.text = ""
         self.stopped = False
         self._stop = tuple(stop)
+        self._longest = max((len(text) - 1 for text in stop), default=0)  # that may be undecided
         # Bytes that are no UTF-8 become U+FFFD, as the tokenizers library decodes them.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # decoded, but perhaps the beginning of a stop string
@@ -66,8 +67,7 @@ class TextStream:
 
     def _undecided(self, text: str) -> int:
         """Length of the longest end of ``text`` that begins a stop string."""
-        longest = min(len(text), max((len(stop) - 1 for stop in self._stop), default=0))
-        for length in range(longest, 0, -1):
+        for length in range(min(len(text), self._longest), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):
                 return length
         return 0

@@ -147,8 +147,8 @@ def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) 
             "tokens": [[1, 320], [-1, 2], []],
             "positions": [[0, 32], [-1, 0], [0]],
             "sequences": [[0, 1], [0]],
-            "tables": [[[0, 2]], [[-1, 0]]],
-            "wanted": [[2], [-1]],
+            "tables": [[[0, 2]], [[-1, 0]], [[0]], [[0, 1, 0]], [[0, 1]] * 3],
+            "wanted": [[2], [-1], [0, 1, 1]],
         }
         for name, values in bad.items():
             for value in values:
@@ -156,16 +156,16 @@ def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) 
                 with pytest.raises(ValueError, match=r"step|length"):
                     executor.step(Batch(**arrays))
         whole = {k: np.array(v, np.int32) for k, v in good.items()}
-        wide = np.zeros(4, np.int32)
+        expected = executor.step(Batch(**whole)).copy()
+        wide = np.arange(4) // 2
         others: dict[str, Any] = {
             "tokens": whole["tokens"].astype(np.int64),
             "positions": wide[::2],
-            "tables": np.zeros((1, 4), np.int32)[:, ::2],
+            "tables": np.array([[0, 9, 1, 9]], np.int32)[:, ::2],
         }
-        for name, array in others.items():
-            with pytest.raises(ValueError, match="contiguous"):
-                executor.step(Batch(**{**whole, name: array}))
-        executor.step(Batch(**whole))
+        for name, array in others.items():  # of another type or layout: they are copied
+            got = executor.step(Batch(**{**whole, name: array}))
+            assert np.array_equal(got, expected), name
         executor.close()
         with pytest.raises(ValueError, match="open"):
             executor.step(Batch(**{k: np.array(v, np.int32) for k, v in good.items()}))
@@ -175,6 +175,7 @@ def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) 
             {"decode_threads": 0},
             {"context": 0},
             {"context": 10**6},
+            {"sequences": 10**12},  # for which there is no memory
         ):
             with pytest.raises(ConfigError):
                 Executor(artifact, **settings)

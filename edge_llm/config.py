@@ -75,12 +75,10 @@ class Http:
     Attributes:
         socket: path of the Unix socket; None makes none.
         listen: address and port for TCP; None listens on none.
-        allow_remote: whether a TCP address may be one that other machines reach.
     """
 
     socket: str | None = None
     listen: tuple[str, int] | None = None
-    allow_remote: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,7 +258,7 @@ def _http(settings: Settings) -> Http:
             f"{settings.label('http.listen')}: {address[0]} is not a loopback address; anyone who "
             "reaches it could use the model, so http.allow_remote must be true for that"
         )
-    return Http(settings.text("http.socket"), address, allow_remote)
+    return Http(settings.text("http.socket"), address)
 
 
 def _address(listen: str, label: str) -> tuple[str, int]:

@@ -25,6 +25,7 @@ from edge_llm.metrics import Metrics
 from edge_llm.request import Request
 
 MAX_ACTIVE = 256  # requests in hand; the engine's own queue is shorter
+MAX_CHARACTERS = 8 << 20  # of their prompts together; each takes up to four bytes
 
 
 class Answerer(Protocol):
@@ -136,6 +137,7 @@ class Desk:
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._characters = 0  # of the prompts in hand
         self._threads = ThreadPoolExecutor(1, "edge-llm-submit")
         self._watchers: list[Callable[[], None]] = []
 
@@ -152,16 +154,23 @@ class Desk:
             raise RequestError(
                 429, "queue_full", f"{self.active} requests are in hand already: try again later"
             )
+        size = request.characters
+        if self.active and self._characters + size > MAX_CHARACTERS:
+            raise RequestError(
+                429, "queue_full", "the prompts in hand are too long together: try again later"
+            )
         latest = time.monotonic() + self._request_seconds
         if request.deadline is None or request.deadline > latest:
             request = replace(request, deadline=latest)
         stream = Stream(self._engine)
         self._count(1)
+        self._characters += size
         try:
             await stream.start(request, self._threads)
             yield stream
         finally:
             stream.cancel()
+            self._characters -= size
             self._count(-1)
 
     async def self_test(self) -> Finished:

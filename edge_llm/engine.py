@@ -148,13 +148,15 @@ class Engine:
 
     def metrics(self) -> Metrics:
         """A snapshot."""
-        with self._changed:
-            return self._counters.snapshot(
-                queued=len(self._arrived) + len(self._waiting),
-                active=len(self._running),
-                pages_free=self._pool.free,
-                pages_total=self._pool.total,
-            )
+        with self._changed:  # for as short as may be: every step waits for it
+            counters = self._counters.copy()
+            queued = len(self._arrived) + len(self._waiting)
+        return counters.snapshot(
+            queued=queued,
+            active=len(self._running),
+            pages_free=self._pool.free,
+            pages_total=self._pool.total,
+        )
 
     def close(self) -> None:
         """Stops after the current step; whatever waits or runs fails with 503. Idempotent."""

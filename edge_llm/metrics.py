@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from dataclasses import dataclass
 
 from edge_llm.events import Finished
@@ -47,7 +48,7 @@ class Metrics:
 
 
 class Counters:
-    """The running totals behind :class:`Metrics`; the engine's lock guards them."""
+    """The running totals behind :class:`Metrics`; the engine's lock guards its own."""
 
     def __init__(self) -> None:
         self.finished = 0
@@ -70,6 +71,12 @@ class Counters:
         self._first_tokens.append(end.queue_seconds + end.prefill_seconds)
         if end.completion_tokens > 1 and end.decode_seconds > 0:
             self._rates.append((end.completion_tokens - 1) / end.decode_seconds)
+
+    def copy(self) -> Counters:
+        """What they are now."""
+        other = copy(self)
+        other._rates, other._first_tokens = self._rates.copy(), self._first_tokens.copy()
+        return other
 
     def snapshot(self, queued: int, active: int, pages_free: int, pages_total: int) -> Metrics:
         """The totals, with what the engine says of this moment."""

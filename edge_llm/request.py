@@ -125,6 +125,11 @@ class Request:
             _check_number("deadline", self.deadline, -math.inf, math.inf)
         _check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
 
+    @property
+    def characters(self) -> int:
+        """Of the prompt, or of all messages."""
+        return len(self.prompt or "") + sum(len(m["content"]) for m in self.messages or ())
+
     def _check_text(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise _bad("prompt", "give either prompt or messages")

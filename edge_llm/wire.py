@@ -174,13 +174,17 @@ def final_body(finished: Finished, chunks: int) -> Body:
 
 
 def error_body(error: RequestError) -> Body:
-    """What was wrong, shortened where it quotes too much of the request."""
-    body: Body = {
-        "error": {name: text[:MAX_MESSAGE] for name, text in error.body()["error"].items()}
-    }
+    """What was wrong, in one short line, whatever it quotes of the request."""
+    body: Body = {"error": {name: one_line(text) for name, text in error.body()["error"].items()}}
     if error.status in (429, 503):
         body["error"]["retry_after"] = RETRY_AFTER
     return body
+
+
+def one_line(text: str) -> str:
+    """A text that fits into a message, without what a terminal would take for more than text."""
+    shown = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:MAX_MESSAGE])
+    return "".join(shown)
 
 
 def usage(finished: Finished) -> dict[str, int]:

@@ -25,15 +25,16 @@ class Unit:
         desk: between it and the service.
         service: connects as soon as it can.
         loop: everything runs on.
+        served: done when the service has ended.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, request_bytes: int = 4096) -> None:
         self.loop = Loop()
         self.engine = FakeEngine()
         self.desk = Desk(self.engine, Card("smollm2", "f" * 64, 512), request_seconds=3600)
         mqtt = Mqtt(broker, (f"edge-llm/{DEVICE}/response/",))
-        self.service = Service(self.desk, mqtt, DEVICE, Limits(request_bytes=4096))
-        self.loop.start(self.service.run())
+        self.service = Service(self.desk, mqtt, DEVICE, Limits(request_bytes=request_bytes))
+        self.served = self.loop.start(self.service.run())
 
     def __enter__(self) -> Unit:
         return self

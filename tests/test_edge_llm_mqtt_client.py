@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paho.mqtt import publish
 
 from edge_llm.errors import EdgeLLMError, RequestError
 from edge_llm.mqtt import broker as brokers
@@ -150,6 +151,21 @@ def test_a_device_that_has_left_is_said(broker: brokers.Broker) -> None:
         question.answer()
     with pytest.raises(EdgeLLMError, match=f"the device {DEVICE} is offline"):
         list(ask(broker, DEVICE, "Hello", seconds=0.5))
+
+
+@pytest.mark.parametrize("payload", [b"", b"nonsense", b"[]", b'{"status": 1}'])
+def test_what_is_no_status_is_none(mosquitto: Broker, payload: bytes) -> None:
+    broker = brokers.Broker("127.0.0.1", mosquitto.port)
+    publish.single(
+        "edge-llm/strange/status", payload, 1, retain=True, hostname=broker.host, port=broker.port
+    )
+    with pytest.raises(EdgeLLMError, match="no device strange on"):
+        list(ask(broker, "strange", "Hello", seconds=0.2))
+
+
+def test_a_host_that_cannot_be_one_is_said() -> None:
+    with pytest.raises(EdgeLLMError, match=r"cannot reach the broker mqtt://broker\.\.lan"):
+        list(ask(brokers.Broker("broker..lan", 1883), DEVICE, "Hello"))
 
 
 def test_a_broker_that_is_not_there_is_said() -> None:

@@ -18,11 +18,14 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from edge_llm import desk as desks
 from edge_llm.errors import RequestError
 from edge_llm.mqtt import broker as brokers
 from edge_llm.mqtt import service as services
 from edge_llm.mqtt.coalescer import Coalescer
+from edge_llm.mqtt.connection import Connection
 from edge_llm.mqtt.messages import Topics
+from edge_llm.request import Request
 from tests.broker import Broker
 from tests.fake_device import Unit, wait_until
 from tests.fake_engine import WAIT
@@ -359,6 +362,92 @@ def test_a_wrong_password_is_said(
         start(brokers.Broker("127.0.0.1", broker.port, user="unit", password="hush"))
         wait_until(lambda: "the broker refuses us: Not authorized" in _reasons(caplog))
     assert "hush" not in caplog.text + _reasons(caplog)
+
+
+def test_what_cannot_be_read_is_not_delivered_for_ever(
+    unit: Unit, asker: Asker, mosquitto: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "edge_llm.mqtt")
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.ContentType = "\ufeff"  # which paho refuses to read; brokers pass it on
+    with client(mosquitto.port, []) as strange:
+        strange.publish(TOPICS.generate, b"{}", 1, properties=properties).wait_for_publish(WAIT)
+    wait_until(lambda: "connected" in caplog.messages)  # again
+    asker.status("online")
+    asker.ask(HELLO)
+    unit.engine.next_job().finish(text="Here I am.")
+    assert asker.until("final")[-1].body["text"] == "Here I am."
+    assert caplog.messages.count("no connection to the broker") == 1
+
+
+def test_a_packet_may_be_as_large_as_mqtt_has_them(mosquitto: Broker) -> None:
+    with Unit(brokers.Broker("127.0.0.1", mosquitto.port), 1 << 26), Asker(mosquitto.port) as asker:
+        asker.status("online")
+
+
+def test_what_goes_wrong_while_it_connects_is_tried_again(
+    mosquitto: Broker, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    broker = brokers.Broker("127.0.0.1", mosquitto.port)
+    rotated = start(replace(broker, tls=True, ca_file=str(tmp_path / "not yet there")))
+    wait_until(lambda: "not yet there" in _reasons(caplog))
+    # A broker that hangs up at once leaves paho without a socket.
+    monkeypatch.setattr(Client, "connect", lambda *_, **__: None)
+    reset = start(broker)
+    wait_until(lambda: "the broker hangs up" in _reasons(caplog))
+    assert not rotated.served.done()
+    assert not reset.served.done()
+    monkeypatch.undo()
+    with Asker(mosquitto.port) as asker:
+        asker.status("online")
+
+
+def test_a_broker_that_takes_nothing_does_not_fill_the_memory(
+    unit: Unit, asker: Asker, mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bytes] = []
+    publish = Connection.publish
+
+    def counted(self: Connection, topic: str, payload: bytes, qos: int, retain: bool) -> int:
+        if topic == TOPICS.status:
+            said.append(payload)
+        return publish(self, topic, payload, qos, retain)
+
+    monkeypatch.setattr(Connection, "publish", counted)
+    unit.engine.refusal = RequestError(413, "request_too_large", "no")
+    mosquitto.signal(signal.SIGSTOP)
+    for _ in range(20):
+        unit.loop.run(_refused(unit))
+    mosquitto.signal(signal.SIGCONT)
+    unit.engine.refusal = None
+    asker.ask(HELLO)
+    asker.status("busy")
+    unit.engine.next_job().finish()
+    asker.until("final")
+    assert len(said) < 10
+
+
+async def _refused(unit: Unit) -> None:
+    with pytest.raises(RequestError, match="no"):
+        async with unit.desk.ask(Request(prompt="Hello")):
+            pass
+
+
+def test_prompts_in_hand_are_bounded_together(
+    unit: Unit, asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desks, "MAX_CHARACTERS", 1000)
+    asker.ask({"prompt": "x" * 1001}, b"alone")  # which may be as long as any
+    job = unit.engine.next_job()
+    asker.ask(HELLO, b"second")
+    (error,) = asker.until("error", b"second")
+    assert (error.status, error.body["error"]["type"]) == ("429", "queue_full")
+    job.finish()
+    asker.until("final", b"alone")
+    asker.ask(HELLO, b"third")
+    unit.engine.next_job().finish()
+    asker.until("final", b"third")
 
 
 def _reasons(caplog: pytest.LogCaptureFixture) -> str:

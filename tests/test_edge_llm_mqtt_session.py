@@ -125,6 +125,8 @@ UNANSWERABLE = [
     request(response_topic="edge-llm/unit/response/#"),
     request(response_topic="edge-llm/unit/response/\0"),
     request(response_topic="edge-llm/unit/response/" + "x" * 2000),
+    request(response_topic="edge-llm/unit/response/\x01"),  # brokers hang up on this, and on that
+    request(response_topic="edge-llm/unit/response/" + "/" * 150),
     request({"prompt": "a", "reply_to": REPLY_TO + "\ud800"}, None, None),
     request(retained=True),
 ]

@@ -183,3 +183,5 @@ def test_errors_have_openais_shape() -> None:
             "code": "invalid_request",
         }
     }
+    long = openai_error(RequestError(400, "invalid_request", "too long", "n" * 1000))
+    assert len(long["error"]["param"]) == 500

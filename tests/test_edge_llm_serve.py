@@ -79,9 +79,12 @@ def _get(path: Path, target: str) -> object:
     return json.loads(data.partition(b"\r\n\r\n")[2])
 
 
-def test_there_must_be_something_to_serve_on() -> None:
-    with pytest.raises(ConfigError, match="nothing to serve on: give --mqtt, --socket or --http"):
-        serve(from_options(file="a.edge"))
+def test_there_must_be_something_to_serve_on(tmp_path: Path) -> None:
+    config = tmp_path / "edge-llm.toml"
+    config.write_text("[http]\nallow_remote = true\n")  # but no address
+    for path in (None, str(config)):
+        with pytest.raises(ConfigError, match="nothing to serve on: give --mqtt, --socket or --ht"):
+            serve(from_options(file="a.edge", config=path))
 
 
 def test_what_cannot_begin_is_one_line(tiny_artifact: TinyArtifact, tmp_path: Path) -> None:

@@ -201,6 +201,17 @@ def test_an_answer_of_one_token_has_no_rate() -> None:
     assert wire.timings(one)["decode_tokens_per_second"] == 0
 
 
+def test_an_error_is_one_short_line_whatever_it_quotes() -> None:
+    with pytest.raises(RequestError) as caught:
+        wire.read_generate(b'{"a\\n\\u001b[31m\\ud800": 1}')
+    body = wire.error_body(caught.value)["error"]
+    for name in ("message", "field"):
+        assert body[name].isprintable()
+        assert "a\N{REPLACEMENT CHARACTER}" in body[name]
+    long = wire.error_body(RequestError(400, "invalid_request", "x" * 1000, "y" * 1000))
+    assert len(long["error"]["message"]) == len(long["error"]["field"]) == 500
+
+
 @pytest.mark.parametrize(("status", "later"), [(429, True), (503, True), (400, False)])
 def test_a_full_queue_says_when_to_come_again(status: int, later: bool) -> None:
     body = wire.error_body(RequestError(status, "a_type", "a message"))

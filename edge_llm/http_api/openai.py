@@ -206,7 +206,7 @@ def openai_error(error: RequestError) -> Body:
         "error": {
             "message": inner["message"],
             "type": inner["type"],
-            "param": error.field,
+            "param": inner.get("field"),
             "code": inner["type"],
         }
     }

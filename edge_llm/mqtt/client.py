@@ -116,8 +116,8 @@ class Conversation:
     def __enter__(self) -> Conversation:
         try:
             self._client.connect(self._broker.host, self._broker.port)
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, ValueError) as error:  # ValueError: a host that cannot be one
+            reason = getattr(error, "strerror", None) or str(error)
             raise EdgeLLMError(f"cannot reach the broker {self._broker.url}: {reason}") from None
         self._client.loop_start()
         return self
@@ -133,9 +133,11 @@ class Conversation:
         while True:
             message = self._next(problem)
             if message is not None and message.topic == self._topics.status:
-                if json.loads(message.payload)["status"] != "offline":
+                status = read_object(message.payload).get("status")
+                if status in ("online", "busy"):
                     return
-                problem = f"the device {self._device} is offline"
+                if status == "offline":
+                    problem = f"the device {self._device} is offline"
 
     def publish(self, payload: bytes) -> None:
         """Send the request, with the time that is left as its expiry."""
@@ -159,7 +161,9 @@ class Conversation:
             if getattr(properties, "CorrelationData", None) != self._correlation:
                 continue
             status = dict(getattr(properties, "UserProperty", ())).get("status", "200")
-            return int(status), json.loads(message.payload)
+            body = read_object(message.payload)
+            if status.isdigit() and ("error" in body or "type" in body):
+                return int(status), body
 
     def _next(self, problem: str, patience: float = math.inf) -> MQTTMessage | None:
         """The next message, None if there is none in so many seconds; ``problem`` at the end."""
@@ -192,3 +196,12 @@ class Conversation:
 
     def _receive(self, client: Client, data: Any, message: MQTTMessage) -> None:
         self._arrived.put(message)
+
+
+def read_object(payload: bytes | bytearray) -> dict[str, Any]:
+    """A JSON object; empty where a payload is none, as anyone may publish anything."""
+    try:
+        value = json.loads(payload)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -30,7 +30,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_llm.errors import EdgeLLMError
+from edge_llm.errors import ConfigError, EdgeLLMError
 from edge_llm.logs import fields
 from edge_llm.mqtt.broker import Broker
 from edge_llm.mqtt.messages import Message, Reply
@@ -38,7 +38,9 @@ from edge_llm.mqtt.messages import Message, Reply
 CONNECT_SECONDS = 10.0  # for the TCP connection, TLS, and the broker's CONNACK, each
 CLOSE_SECONDS = 1.0
 MAX_WINDOW = 16  # unacknowledged publications at a time, even where the broker allows more
+MAX_PACKET = 268_435_455  # bytes, of any packet in MQTT
 NOBODY = 0x10  # PUBACK, No matching subscribers
+UNREADABLE = "Protocol error"  # why a connection ended over which came what paho cannot read
 
 log = logging.getLogger(__name__)
 # It says every packet at DEBUG; what it calls an error is one.
@@ -100,27 +102,30 @@ class Connection:
         self._listener = listener
         self._unwritten: dict[int, int] = {}  # QoS 0 packets and their bytes
         self._registered: socket.socket | None = None
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_subscribe = self._on_subscribe
-        client.on_publish = self._on_publish
-        client.on_message = self._on_message
 
     @classmethod
-    async def open(cls, broker: Broker, terms: Terms, listener: Listener) -> Connection:
-        """Connects; ConnectError says in one line what is wrong."""
-        client = _client(broker, terms)
+    async def open(
+        cls, broker: Broker, terms: Terms, listener: Listener, afresh: bool = False
+    ) -> Connection:
+        """Connects; ConnectError says in one line what is wrong.
+
+        ``afresh``: what the broker has kept for us is thrown away.
+        """
+        try:
+            client = _client(broker, terms)
+        except ConfigError as error:  # a certificate that is being replaced, say
+            raise ConnectError(str(error)) from None
         connection = cls(client, listener)
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = terms.session_seconds
-        properties.MaximumPacketSize = terms.max_packet_bytes
+        properties.MaximumPacketSize = min(terms.max_packet_bytes, MAX_PACKET)
 
         def connect() -> MQTTErrorCode:  # blocks while it looks up the name, connects, shakes hands
             return client.connect(
                 broker.host,
                 broker.port,
                 terms.keepalive_seconds,
-                clean_start=False,
+                clean_start=afresh,
                 properties=properties,
             )
 
@@ -186,8 +191,15 @@ class Connection:
 
     def _register(self) -> None:
         sock = self._client.socket()
-        assert isinstance(sock, socket.socket)
+        if not isinstance(sock, socket.socket):  # lost again before CONNECT was written
+            raise ConnectError("the broker hangs up")
         self._registered = sock
+        # Not before: on the thread that connects paho calls them as well.
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_publish = self._on_publish
+        self._client.on_message = self._on_message
         self._client.on_socket_register_write = self._wants_to_write
         self._client.on_socket_unregister_write = self._has_written
         self._client.on_socket_close = self._unregister
@@ -211,10 +223,25 @@ class Connection:
 
     def _readable(self) -> None:
         more = True
-        while more and self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS:
-            sock = self._client.socket()
-            # What TLS has already taken from the socket wakes nobody up.
-            more = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        try:
+            while more and self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                sock = self._client.socket()
+                # What TLS has already taken from the socket wakes nobody up.
+                more = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        except Exception as error:  # paho would read on from within the packet
+            kind = type(error).__name__
+            log.error("the broker sends what cannot be read", extra=fields(reason=kind))
+            self._abandon()
+
+    def _abandon(self) -> None:
+        sock = self._registered
+        self._unregister()
+        if sock is not None:
+            sock.close()
+        if not self._connected.done():
+            self._connected.set_exception(ConnectError(UNREADABLE))
+        if not self.lost.done():
+            self.lost.set_result(UNREADABLE)
 
     def _writable(self) -> None:
         self._client.loop_write()

@@ -23,6 +23,7 @@ from edge_llm.wire import (
 )
 
 MAX_TOPIC = 1024  # bytes of a response topic
+MAX_LEVELS = 100  # of a response topic; Mosquitto hangs up on who publishes to one of over 200
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def read_cancel(message: Message, rules: Rules) -> Cancel | Ignored:
         check_payload(message, rules.request_bytes)
         fields = decode(message.payload)
     except RequestError as error:
-        return Ignored(f"a cancellation without correlation data: {error}")
+        return Ignored(f"a cancellation without correlation data: {error.kind}")
     id, topic = fields.get("id"), fields.get("reply_to")
     if not is_id(id) or not (topic is None or isinstance(topic, str)):
         return Ignored("a cancellation without correlation data or id")
@@ -176,7 +177,9 @@ def may_answer(topic: str, rules: Rules) -> bool:
         return False
     return (
         size <= MAX_TOPIC
-        and not set(topic) & set("+#\0")
+        and not set(topic) & set("+#")
+        and topic.isprintable()  # a broker may hang up on control characters
+        and topic.count("/") <= MAX_LEVELS
         and topic not in rules.topics
         and any(topic.startswith(p) and topic != p for p in rules.response_prefixes)
     )

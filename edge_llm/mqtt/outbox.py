@@ -65,6 +65,11 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def flying(self) -> int:
+        """Replies that are unacknowledged."""
+        return len(self._flying)
+
     def put(self, key: Key, reply: Reply, until: float) -> None:
         """Takes a reply that must arrive."""
         self._remove(key)

@@ -25,7 +25,7 @@ from edge_llm.events import Accepted, Failed, Finished, Text
 from edge_llm.logs import fields
 from edge_llm.mqtt.backoff import Backoff
 from edge_llm.mqtt.coalescer import Coalescer
-from edge_llm.mqtt.connection import ConnectError, Connection, Terms
+from edge_llm.mqtt.connection import UNREADABLE, ConnectError, Connection, Terms
 from edge_llm.mqtt.duplicates import Duplicates
 from edge_llm.mqtt.intake import Asked, Ignored, Refused, Rules, read_cancel, read_request
 from edge_llm.mqtt.messages import Address, Key, Message, Reply, Topics
@@ -99,6 +99,7 @@ class Service:
         self._duplicates = Duplicates()
         self._answering: dict[Key, Answering] = {}
         self._said = ""
+        self._status_packet: int | None = None  # our last status, while it is unacknowledged
         self._leaving = False
         self._closed = False
         self._wake = asyncio.Event()
@@ -107,11 +108,13 @@ class Service:
     async def run(self) -> None:
         """Connect and serve, again and again, until cancelled or closed."""
         backoff = Backoff()
-        url = self._mqtt.broker.url
+        url, reason = self._mqtt.broker.url, ""
         while True:
             lasted = 0.0
+            # What cannot be read would be delivered to us again, each time first of all.
+            afresh = reason == UNREADABLE
             try:
-                connection = await Connection.open(self._mqtt.broker, self._terms, self)
+                connection = await Connection.open(self._mqtt.broker, self._terms, self, afresh)
             except ConnectError as error:
                 reason = str(error)
             else:
@@ -144,7 +147,7 @@ class Service:
         while (connection := self._connection) is not None and time.monotonic() < until:
             self._wake.clear()
             self._send_finals()
-            if not len(self._outbox):
+            if not len(self._outbox) and self._said == "offline":
                 break
             await self._sleep(connection, min(until, self._outbox.next_time()) - time.monotonic())
         if self._connection is not None:
@@ -156,8 +159,7 @@ class Service:
         """Until the connection is lost; returns why."""
         log.info("connected", extra=fields(broker=self._mqtt.broker.url))
         self._connection = connection
-        self._outbox.window = connection.window
-        self._said = ""
+        self._said, self._status_packet = "", None
         connection.subscribe(self._topics.generate, self._topics.cancel)
         self._publish_status()
         next_metrics = 0.0
@@ -191,6 +193,7 @@ class Service:
     def _send_finals(self) -> None:
         connection = self._connection
         while connection is not None and not connection.lost.done():
+            self._outbox.window = connection.window - (self._status_packet is not None)
             entry = self._outbox.take(time.monotonic())
             if entry is None:
                 return
@@ -212,7 +215,10 @@ class Service:
 
     def acknowledged(self, packet: int, delivered: bool) -> None:
         """The broker has taken a publication."""
+        if packet == self._status_packet:
+            self._status_packet = None
         self._outbox.acknowledged(packet, delivered, time.monotonic())
+        self._publish_status()  # which may have changed meanwhile
         self._wake.set()
 
     # Requests.
@@ -337,9 +343,13 @@ class Service:
 
     def _publish_status(self) -> None:
         said = "offline" if self._leaving else "busy" if self._desk.active else "online"
-        if self._connection is not None and said != self._said:
+        connection = self._connection
+        if connection is None or said == self._said or self._status_packet is not None:
+            return  # one at a time: whoever floods us does not fill our memory with what we say
+        if self._outbox.flying < connection.window:
             self._said = said
-            self._connection.publish(self._topics.status, self._status(said), 1, retain=True)
+            payload = self._status(said)
+            self._status_packet = connection.publish(self._topics.status, payload, 1, retain=True)
 
     def _status(self, said: str) -> bytes:
         card = self._desk.card

@@ -179,7 +179,7 @@ def test_every_model_is_asked_for_the_same_whole_windows(
     monkeypatch.setattr(yardstick, "WINDOW", 16)
     told: list[float] = []
     text = " ".join(CORPUS)
-    measure = Yardstick.of(teacher, text, tmp_path, lambda _name, share: told.append(share))
+    measure = Yardstick.of(teacher, "tiny", text, tmp_path, lambda _name, share: told.append(share))
     assert measure.tokens.shape == (len(teacher.encode(text)) // 16, 16)
     assert told[-1] == 1.0
 
@@ -194,7 +194,7 @@ def test_every_model_is_asked_for_the_same_whole_windows(
     )
 
     monkeypatch.setattr(teacher, "logits", None)  # what was computed is kept
-    again = Yardstick.of(teacher, text, tmp_path, silent)
+    again = Yardstick.of(teacher, "tiny", text, tmp_path, silent)
     assert np.array_equal(again.logits, measure.logits)
 
 

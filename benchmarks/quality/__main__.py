@@ -30,8 +30,9 @@ from benchmarks.speed.workbench import PROJECT, Workbench
 from compile.commands.progress import progress
 from compile.errors import CompileError
 from compile.evaluate.predictors import CheckpointPredictor
-from compile.importer import open_checkpoint
+from compile.importer import open_checkpoint, source_files
 from compile.sources import resolve
+from compile.work import content_key
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 WORK = PROJECT / ".cache" / "quality"  # the recipes name the calibration text in it
@@ -75,10 +76,11 @@ def measure_all(bench: Workbench, parts: list[str], output: Path) -> None:
     texts = fetch_texts(WORK)
     source = resolve(SOURCE, progress=lambda line: click.echo(line, err=True))
     teacher = CheckpointPredictor(SOURCE, open_checkpoint(source))
+    key = content_key(source_files(source))[:12]
     with progress() as report:
-        yardstick = Yardstick.of(teacher, texts.heldout.read_text("utf-8"), WORK, report)
+        yardstick = Yardstick.of(teacher, key, texts.heldout.read_text("utf-8"), WORK, report)
     del teacher
-    setting = settings(bench, texts, yardstick)
+    setting = settings(bench, key, texts, yardstick)
     rows = earlier(output, setting)
     for part in parts:
         for candidate in PARTS[part](Workshop(bench, WORK, source, texts)):
@@ -97,12 +99,12 @@ def measured(candidate: Candidate, yardstick: Yardstick) -> Row:
     return record(candidate, exact, run)
 
 
-def settings(bench: Workbench, texts: Texts, yardstick: Yardstick) -> dict[str, str]:
+def settings(bench: Workbench, key: str, texts: Texts, yardstick: Yardstick) -> dict[str, str]:
     """What stands above the tables; rows that were taken under others do not count."""
     on = machine(bench)
     windows, size = yardstick.tokens.shape
     return {
-        "Teacher": f"{SOURCE}, its weights in float32",
+        "Teacher": f"{SOURCE}, its weights in float32, {key}",
         "Held out": f"{windows} windows of {size} tokens, {short_hash(yardstick.tokens.tobytes())}",
         "Calibration": f"a text of other works, {short_hash(texts.calibration.read_bytes())}",
         **{name: on[name] for name in ("CPU", "edge-llm", "llama.cpp")},

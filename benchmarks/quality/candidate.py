@@ -55,10 +55,20 @@ class Workshop:
     teacher: Path
     texts: Texts
 
-    def made(self, name: str, sources: Iterable[Path], make: Callable[[Path], object]) -> Path:
-        """The file of that name, made aside unless it is newer than all that it comes from."""
+    def made(
+        self,
+        name: str,
+        sources: Iterable[Path],
+        make: Callable[[Path], object],
+        changed: float = 0.0,
+    ) -> Path:
+        """The file of that name, made aside unless it is newer than all that it comes from.
+
+        ``changed`` is when what makes it was last written.
+        """
         path = self.folder / name
-        if not path.exists() or any(s.stat().st_mtime > path.stat().st_mtime for s in sources):
+        newest = max((changed, *(source.stat().st_mtime for source in sources)))
+        if not path.exists() or newest > path.stat().st_mtime:
             aside = path.with_name(f".{name}")  # its ending tells programs what to write
             make(aside)
             os.replace(aside, path)

@@ -16,7 +16,7 @@ import edge_llm
 from benchmarks.quality.candidate import OURS, Candidate, Workshop, words
 from benchmarks.quality.storage import storage_of
 from benchmarks.quality.yardstick import Logits
-from benchmarks.speed.models import compiled
+from benchmarks.speed.models import compiled, compiler_changed
 from benchmarks.speed.workbench import PROJECT, run
 from compile.evaluate.predictors import Remembered
 from compile.graph import KINDS
@@ -39,7 +39,7 @@ def nearest(shop: Workshop) -> Iterator[Candidate]:
         def make(aside: Path, formats: Formats = formats) -> None:
             store(aside, QuantizedCheckpoint(Remembered(open_checkpoint(shop.teacher)), formats))
 
-        path = shop.made(f"nearest-{text}.safetensors", (shop.teacher,), make)
+        path = shop.made(f"nearest-{text}.safetensors", (shop.teacher,), make, compiler_changed())
         artifact = partial(compiled, shop.bench, path, "native")
         yield stored(path, f"{OURS} nearest {text}", "rounded to nearest", artifact)
 

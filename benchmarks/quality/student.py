@@ -67,8 +67,7 @@ def made() -> Report:
     with opened(WORK / "student.work") as work, progress() as report:
         outcome = run_recipe(plan.recipe, options, work, report)
     assert outcome is not None
-    text, prompts = RECIPE.read_text(encoding="utf-8"), plan.recipe.evaluate.prompts
-    return tell(outcome, options, COMMAND, text, prompts)
+    return tell(outcome, options, COMMAND, plan.text, plan.recipe.evaluate.prompts)
 
 
 def markdown(report: Report) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """The held-out tokens and what the teacher says of them: what every model is held against.
 
-yardstick = Yardstick.of(teacher, heldout, folder, report)
+yardstick = Yardstick.of(teacher, key, heldout, folder, report)
 yardstick.measure(model.logits, "our model", report)["kl_mean"]
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from compile.errors import CompileError
 from edge_llm.evaluation import Predictions, Predictor
 
 WINDOW = 512  # tokens that are seen at once
@@ -36,11 +38,14 @@ class Yardstick:
     logits: NDArray[np.float32]
 
     @classmethod
-    def of(cls, teacher: Predictor, text: str, folder: Path, report: Report) -> Yardstick:
-        """The teacher's logits, computed once for these tokens and kept in ``folder``."""
+    def of(cls, teacher: Predictor, key: str, text: str, folder: Path, report: Report) -> Yardstick:
+        """The logits of the teacher of that key, computed once for these tokens and kept.
+
+        CompileError where there is no room for them.
+        """
         ids = np.array(teacher.encode(text), np.int32)
         tokens = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)
-        path = folder / f"teacher-{short_hash(tokens.tobytes())}.npy"
+        path = folder / f"teacher-{key}-{short_hash(tokens.tobytes())}.npy"
         if not path.exists():
             aside = path.with_suffix(".part")
             kept = None
@@ -50,6 +55,7 @@ class Yardstick:
                 if kept is None:
                     shape = (len(tokens), *logits.shape)
                     kept = np.lib.format.open_memmap(aside, "w+", np.float32, shape)
+                    reserve(aside)
                 kept[done] = logits
             report("teacher", 1.0)
             aside.replace(path)
@@ -64,6 +70,15 @@ class Yardstick:
             predictions.add(window, logits(window), reference)
         report(name, 1.0)
         return predictions.summary()
+
+
+def reserve(path: Path) -> None:
+    """Take the room that a sparse file will need: a disk that is full says so now."""
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise CompileError(f"cannot write {path}: {error.strerror}") from None
 
 
 def short_hash(content: bytes) -> str:

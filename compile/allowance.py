@@ -1,7 +1,7 @@
 """How many bytes a budget leaves for a model's matrices.
 
 budget = Fits(TARGETS["rpi-zero2w"], 1024)      # or Bits(4.25), ArtifactSize(90_000_000)
-choose(costs, sizes(checkpoint.config), allowance(budget, checkpoint, context))
+choose(costs, sizes(config), allowance(budget, config, tokenizer, context))
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from compile.checkpoint import Checkpoint
+from compile.checkpoint import ModelConfig, TokenizerFiles
 from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.lower.cpu.cache import PAGE_POSITIONS
@@ -49,12 +49,12 @@ class Fits:
 Budget: TypeAlias = Bits | ArtifactSize | Fits
 
 
-def allowance(budget: Budget, checkpoint: Checkpoint, context: int) -> int:
+def allowance(budget: Budget, config: ModelConfig, tokenizer: TokenizerFiles, context: int) -> int:
     """Bytes for the matrices, which :func:`compile.quantize.budget.choose` shares out.
 
     Args:
         budget: what all shall take.
-        checkpoint: the model.
+        config, tokenizer: the model's.
         context: positions the artifact will be compiled for; ``Fits`` has its own.
 
     Raises:
@@ -62,24 +62,22 @@ def allowance(budget: Budget, checkpoint: Checkpoint, context: int) -> int:
     """
     match budget:
         case Bits(per_weight):
-            return int(per_weight * sum(weights_of(checkpoint.config).values()) / 8)
+            return int(per_weight * sum(weights_of(config).values()) / 8)
         case ArtifactSize(size):
-            tokenizer = checkpoint.tokenizer
             template = (tokenizer.chat_template or "").encode()
             files = ARTIFACT_BYTES + len(compact(tokenizer.tokenizer_json)) + len(template)
-            return size - files - beside_matrices(widest(checkpoint, context))
+            return size - files - beside_matrices(widest(config, context))
         case Fits(target, positions):
             if target.memory is None:
                 raise CompileError(f"{target.name}: its memory is not known, give a budget in MB")
-            plan = widest(checkpoint, positions)
+            plan = widest(config, positions)
             memory = Memory(0, plan.workspace.size, plan.page_bytes, PAGE_POSITIONS)
             certificate = memory.certificate(positions, sequences=1)
             return target.memory.free - PROCESS_BYTES - certificate - beside_matrices(plan)
 
 
-def widest(checkpoint: Checkpoint, context: int) -> Plan:
-    """The plan with every matrix in 8 bits."""
-    config = checkpoint.config
+def widest(config: ModelConfig, context: int) -> Plan:
+    """The plan with every matrix in 8 bits; UnsupportedError for sizes that there are none of."""
     formats = Formats(INT8, INT8, INT8, INT8, INT8)
     plan = Plan(config, FAMILIES[config.family](config), context, formats, layout="")
     plan.check()

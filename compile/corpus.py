@@ -35,9 +35,10 @@ def read_tokens(paths: Sequence[Path], files: TokenizerFiles, length: int, most:
     count = len(ids) // length
     if not count:
         names = ", ".join(map(str, paths))
+        more = "more tokens" if most < length else "more text"
         raise CompileError(
-            f"{names}: {len(ids)} tokens, of which a sequence takes {length}: give more text, or "
-            "a smaller length in [data]"
+            f"{names}: {len(ids)} tokens, of which a sequence takes {length}: give {more}, or a "
+            "smaller length in [data]"
         )
     return np.array(ids[: count * length], np.int32).reshape(count, length)
 

@@ -64,7 +64,10 @@ class ArtifactCheckpoint:
         self._weights = np.frombuffer(artifact.entry("weights.bin"), np.uint8)
         self._arrays = {tensor.name: tensor for tensor in artifact.manifest.tensors}
         self._isa = ISAS[artifact.manifest.target.isa]
-        self._places = {name: _place(name, config) for name in tensor_shapes(config)}
+        shapes = tensor_shapes(config)
+        self._places = {name: _place(name, config) for name in shapes}
+        for name, place in self._places.items():
+            self._check(place, shapes[name])
 
     def names(self) -> Iterable[str]:
         """Every tensor's name."""
@@ -84,6 +87,18 @@ class ArtifactCheckpoint:
         if not place.part:  # the rows that fill up the last tile go
             return matrix.rows(np.arange(self.config.vocab_size))
         return matrix
+
+    def _check(self, place: Place, shape: tuple[int, ...]) -> None:
+        """KeyError, ValueError or IndexError where the arrays are not those of the model's size."""
+        array = self._array(place.array)[place.layer]
+        if len(shape) == 1:
+            found: tuple[int, ...] = array.shape
+        else:
+            _ = self._array(f"{place.array}.scales")[place.layer]
+            rows = len(self._tiles(place)) * ROWS
+            found = rows if place.part else min(rows, shape[0]), 32 * array.shape[1]
+        if found != shape:
+            raise ValueError(f"{place.array} is of {found}, not of {shape}")
 
     def _tiles(self, place: Place) -> NDArray[np.intp]:
         """Which of an array's tiles are the tensor's."""
@@ -131,7 +146,7 @@ def open_artifact(path: Path) -> ArtifactCheckpoint:
         raise CompileError(str(error)) from None
     try:
         return ArtifactCheckpoint(artifact, _config(path, artifact.manifest))
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise CompileError(f"{path}: its tensors are not those of its model: {error}") from None
 
 

@@ -59,7 +59,8 @@ class OnnxCheckpoint:
         """One tensor, norms in float32; KeyError where there is none of that name."""
         if name not in tensor_shapes(self.config):
             raise KeyError(name)
-        tensor = self.read(name)
+        with translated(f"{self._file.path}: {name} cannot be read"):
+            tensor = self.read(name)
         floats = (tensor.scale,) if isinstance(tensor, Q4 | Q8) else (tensor,)
         if not all(np.isfinite(values).all() for values in floats):
             raise CompileError(f"{self._file.path}: {name} holds infinite or NaN weights")
@@ -133,15 +134,29 @@ class OnnxCheckpoint:
 
 def open_onnx(path: Path) -> OnnxCheckpoint:
     """Open a graph; CompileError where it is damaged, UnsupportedError where it is no Llama."""
-    file = read_onnx(path)
-    settings = _settings(file)
+    with translated(f"{path}: damaged, or not as exporters write it"):
+        return _opened(read_onnx(path))
+
+
+def _opened(file: OnnxFile) -> OnnxCheckpoint:
+    path, settings = file.path, _settings(file)
     decoder = Decoder(file, Anchors(file))
     checkpoint = OnnxCheckpoint(file, decoder.roles())
     config = _config(file, settings, checkpoint, decoder)
+    if decoder.layers != config.layers:
+        raise CompileError(
+            f"{path}: the graph has {decoder.layers} layers, {settings.path.name} says "
+            f"{config.layers}"
+        )
     checkpoint.config = replace(config, tied=_tied(checkpoint))
     expected = tensor_shapes(checkpoint.config)
     names = {name: name for name in expected}
-    check_tensors(path, expected, {name: checkpoint.shape(name) for name in expected}, names)
+    found = {
+        name: checkpoint.shape(name)
+        for name in checkpoint.roles
+        if name in expected or name != HEAD  # which a graph has even where it is the embedding
+    }
+    check_tensors(path, expected, found, names)
     checkpoint.tokenizer = read_tokenizer(path.parent, settings, checkpoint.config)
     return checkpoint
 

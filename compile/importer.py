@@ -14,7 +14,10 @@ from compile.gguf_file import MAGIC
 from compile.import_gguf import open_gguf
 from compile.import_huggingface import open_huggingface
 from compile.import_onnx import open_onnx
+from compile.onnx_file import read_onnx
 from compile.stored import open_stored
+
+DESCRIPTIONS = (".json", ".jinja")  # settings, tokenizer and chat template beside the weights
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -45,3 +48,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
         return open_artifact(path)
     raise CompileError(f"{path}: neither a GGUF file nor a Hugging Face folder")
+
+
+def source_files(path: Path) -> list[Path]:
+    """Every file that decides what :func:`open_checkpoint` gives for ``path``, in a fixed order.
+
+    Of a folder and around a graph only what belongs to a model: other files, such as an artifact
+    that is being made there, come and go.
+    """
+    if path.is_dir():
+        return _of_types(path, (*DESCRIPTIONS, ".safetensors"))
+    if path.suffix == ".onnx":
+        return [path, *read_onnx(path).external, *_of_types(path.parent, DESCRIPTIONS)]
+    return [path]
+
+
+def _of_types(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in suffixes and p.is_file())

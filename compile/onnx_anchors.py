@@ -144,9 +144,12 @@ class Anchors:
 
     def stored(self, value: str) -> Stored | None:
         """The constant behind a value, through a transpose and changes of type or form."""
-        transposed = False
+        transposed, seen = False, set[str]()
         while not self._file.is_constant(value):
             node = self._file.producer.get(value)
+            if value in seen:  # in a damaged graph a value may come from itself
+                return None
+            seen.add(value)
             if node is None or node.op_type not in ("Transpose", "Cast", "Identity", "Reshape"):
                 return None
             transposed ^= node.op_type == "Transpose"
@@ -293,8 +296,10 @@ class Anchors:
 
     def _through(self, value: str) -> str:
         """A value before it was changed in type."""
-        node = self._file.producer.get(value)
-        while node is not None and node.op_type in ("Cast", "Identity"):
-            value = node.input[0]
+        seen: set[str] = set()
+        while value not in seen:
+            seen.add(value)
             node = self._file.producer.get(value)
+            if node is not None and node.op_type in ("Cast", "Identity"):
+                value = node.input[0]
         return value

@@ -58,10 +58,12 @@ class Decoder:
         self._behind = {linear: anchors.walk(linear.x) for linear in self._linears}
         self._streams = {norm: anchors.walk(*norm.x) for norm in self._norms}
         self.attention: list[NodeProto] = []  # of each layer, where it is one node
+        self.layers = 0  # known once the roles are
 
     def roles(self) -> dict[str, Role]:
         """Every tensor by its Hugging Face name; UnsupportedError names what does not fit."""
         presents = self._presents()
+        self.layers = len(presents)
         if not self._linears or "input_ids" not in self._file.inputs:
             raise self._refused("it takes no input_ids: not a text decoder")
         head = self._one(self._anchors.walk("logits"), Linear, "the output head", FORMS)

@@ -51,6 +51,18 @@ class OnnxFile:
         """What a caller gets."""
         return tuple(value.name for value in self.graph.output)
 
+    @cached_property
+    def external(self) -> tuple[Path, ...]:
+        """The files beside the graph that hold some of its constants."""
+        locations = {
+            entry.value
+            for tensor in self._constants.values()
+            if tensor.data_location == EXTERNAL
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        return tuple(sorted(map(self._beside, locations)))
+
     def is_constant(self, name: str) -> bool:
         """Whether a value stands in the file."""
         return name in self._constants

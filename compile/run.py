@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from compile.allowance import ArtifactSize, Bits, Fits, allowance
-from compile.checkpoint import Checkpoint
+from compile.allowance import ArtifactSize, Bits, Fits, allowance, widest
+from compile.checkpoint import Checkpoint, ModelConfig, TokenizerFiles
 from compile.corpus import Tokens, picked, read_tokens, split
+from compile.distill.prune import prune, student_config
 from compile.errors import CompileError
 from compile.evaluate.predictors import CheckpointPredictor
 from compile.graph import KINDS
-from compile.importer import open_checkpoint
-from compile.pipeline import Options, Report, make_artifact, positions
+from compile.importer import open_checkpoint, source_files
+from compile.pipeline import Options, Report, make_artifact, make_plan, positions
 from compile.quantize.budget import candidates, choose, sensitivity, sizes
 from compile.quantize.calibrate import CALIBRATION, calibrate
 from compile.quantize.formats import Formats, MatrixFormat
@@ -33,6 +34,7 @@ from compile.sources import resolve
 from compile.stored import open_stored, store
 from compile.work import Step, Work, content_key, digest
 from edge_llm import manifest as m
+from edge_llm.errors import EdgeLLMError
 from edge_llm.evaluation import score
 from edge_llm.files import replacing
 from targets import TARGETS
@@ -48,7 +50,7 @@ STATE = "state.safetensors"  # of one that is training
 
 SENSITIVITY_TOKENS = 2048  # each takes a row of logits in memory
 ALMOST = 0.99  # of a step whose result is not kept yet
-CURVE_TOKENS = 2048  # held out, on which a training shows how far it is
+CURVE_TOKENS = 2048  # held out, for the curve of a training
 
 Done = Callable[[float], None]
 T = TypeVar("T")
@@ -80,6 +82,11 @@ class Data:
     learned_note: str
     held_note: str
 
+    @property
+    def shown(self) -> Tokens:
+        """A part of what is held out, on which a training shows how far it is."""
+        return self.held_out[: max(1, CURVE_TOKENS // self.held_out.shape[1])]
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -110,14 +117,17 @@ def run_recipe(
             what was done by then need not be done again.
     """
     run = Run(recipe, options, work, report)
-    teacher = run.imported()
-    data = run.data(teacher)
-    student = run.distilled(teacher, data)
-    quantized = run.quantized(student, data)
-    if not work.leads:
-        return None
-    manifest = run.packed(quantized)
-    return Outcome(manifest, data, run.trials(data), tuple(work.steps))
+    try:
+        teacher = run.imported()
+        data = run.data(teacher)
+        student = run.distilled(teacher, data)
+        quantized = run.quantized(student, data)
+        if not work.leads:
+            return None
+        manifest = run.packed(quantized)
+        return Outcome(manifest, data, run.trials(data), tuple(work.steps))
+    except EdgeLLMError as error:  # a chat template, say, that the device could not use either
+        raise CompileError(str(error)) from None
 
 
 class Run:
@@ -128,17 +138,44 @@ class Run:
         self.options = options
         self.work = work
         self.models: list[Model] = []  # in the order in which they were made
+        self._layers: Sequence[int] = ()  # of the teacher, that a pruned student's were
         self._report = report
 
     def imported(self) -> Model:
         """The teacher."""
         done = self._stage("import")
         path = resolve(self.options.source)
-        teacher = Model("teacher", "as it came", content_key(path), open_checkpoint(path))
+        key = content_key(source_files(path))
+        teacher = Model("teacher", "as it came", key, open_checkpoint(path))
         done(1.0)
-        if self.recipe.budget is not None and self.recipe.student is None:
-            self._allowed(teacher.checkpoint, self.recipe.budget)  # before anything takes hours
+        self._check(teacher)
         return self._made(teacher)
+
+    def _check(self, teacher: Model) -> None:
+        """Refuse now what would be refused once everything has been trained."""
+        config, files = teacher.checkpoint.config, teacher.checkpoint.tokenizer
+        predictor = CheckpointPredictor(config.name, teacher.checkpoint)
+        for prompt in self.recipe.evaluate.prompts:
+            try:
+                predictor.prompt(prompt, raw=False)
+            except EdgeLLMError as error:
+                raise CompileError(f"[evaluate] prompts: {prompt[:40]!r}: {error}") from None
+        if self.recipe.student is None:
+            self._check_sizes(teacher.checkpoint)
+            return
+        config = student_config(config, self.recipe.student)
+        if self.recipe.budget is not None:
+            self._allowed(config, files, self.recipe.budget)
+        else:
+            widest(config, positions(config, self.options))
+
+    def _check_sizes(self, checkpoint: Checkpoint) -> None:
+        """Refuse sizes, formats and budgets that do not go together."""
+        config, budget = checkpoint.config, self.recipe.budget
+        if budget is not None:
+            self._allowed(config, checkpoint.tokenizer, budget)
+        else:
+            make_plan(config, Formats.of(checkpoint, self.options.formats), self.options)
 
     def data(self, teacher: Model) -> Data:
         """The user's text, or one that the teacher writes."""
@@ -149,16 +186,17 @@ class Run:
                 f"[data] length {settings.length}: {config.name} was trained for {config.context} "
                 "positions"
             )
+        held = None
+        if evaluate.text:  # before the teacher writes for an hour
+            held = read_tokens(evaluate.text, files, settings.length, evaluate.tokens)
+            held_source = " and ".join(path.name for path in evaluate.text)
         if settings.text:
             tokens = read_tokens(settings.text, files, settings.length, settings.tokens)
             source = " and ".join(path.name for path in settings.text)
         else:
             tokens = self._sampled(teacher)
             source = "what the teacher wrote"
-        if evaluate.text:
-            held = read_tokens(evaluate.text, files, settings.length, evaluate.tokens)
-            held_source = " and ".join(path.name for path in evaluate.text)
-        else:
+        if held is None:
             tokens, held = split(tokens, evaluate.tokens)
             held_source = f"{source}, which nothing learned from"
         notes = (f"{t.size:,} tokens of {s}" for t, s in ((tokens, source), (held, held_source)))
@@ -187,23 +225,17 @@ class Run:
         tokens = self._calibration(data)
 
         def make(folder: Path, done: Done) -> dict[str, Any]:
-            from compile.distill.prune import prune, shape_of
-
-            config = teacher.checkpoint.config
-            if shape.parameters is not None:
-                layers, ffn = shape_of(config, shape.parameters)
-            else:
-                layers, ffn = shape.layers or config.layers, shape.ffn or config.ffn
-            pruned = prune(teacher.checkpoint, layers, ffn, tokens, done)
+            config = student_config(teacher.checkpoint.config, shape)
+            pruned = prune(teacher.checkpoint, config.layers, config.ffn, tokens, done)
             store(folder / WEIGHTS, pruned)
             return {"layers": list(pruned.layers)}
 
         inputs = {"teacher": teacher.key, "shape": asdict(shape), "data": hash_tokens(tokens)}
         step = self._step("prune", inputs, make)
         pruned = self._made(opened_model("pruned", step))
-        if self.recipe.budget is not None:
-            self._allowed(pruned.checkpoint, self.recipe.budget)
-        step = self._trained("distill", pruned, training, data, layers=step.facts["layers"])
+        self._check_sizes(pruned.checkpoint)
+        self._layers = step.facts["layers"]
+        step = self._trained("distill", pruned, training, data)
         return self._made(opened_model("distilled", step, f"{training.steps:,} steps"))
 
     def quantized(self, student: Model, data: Data) -> Model:
@@ -226,18 +258,23 @@ class Run:
         checkpoint, budget = student.checkpoint, self.recipe.budget
         if budget is None:
             return Formats.of(checkpoint, self.options.formats)
-        left = self._allowed(checkpoint, budget)
+        left = self._allowed(checkpoint.config, checkpoint.tokenizer, budget)
         tokens = picked(data.learned, SENSITIVITY_TOKENS, self.recipe.data.seed)
 
+        tried = candidates(checkpoint.config)
+
         def make(folder: Path, done: Done) -> dict[str, Any]:
-            tried = candidates(checkpoint.config)
             costs = sensitivity(checkpoint, tokens, tried, lambda _stage, share: done(share))
             return {
                 kind: {str(form): cost for form, cost in by_form.items()}
                 for kind, by_form in costs.items()
             }
 
-        inputs = {"student": student.key, "tokens": hash_tokens(tokens)}
+        inputs = {
+            "student": student.key,
+            "tokens": hash_tokens(tokens),
+            "tried": {kind: list(map(str, forms)) for kind, forms in tried.items()},
+        }
         facts = self._step("sensitivity", inputs, make).facts
         costs = {
             kind: {MatrixFormat.parse(form): cost for form, cost in facts[kind].items()}
@@ -245,11 +282,11 @@ class Run:
         }
         return choose(costs, sizes(checkpoint.config), left)
 
-    def _allowed(self, checkpoint: Checkpoint, budget: Budget) -> int:
+    def _allowed(self, config: ModelConfig, files: TokenizerFiles, budget: Budget) -> int:
         """Bytes that the budget leaves for the matrices; CompileError where none is enough."""
-        context = positions(checkpoint.config, self.options)
-        left = allowance(limit(budget, context), checkpoint, context)
-        taken = sizes(checkpoint.config)
+        context = positions(config, self.options)
+        left = allowance(limit(budget, context), config, files, context)
+        taken = sizes(config)
         choose({kind: dict.fromkeys(forms, 0.0) for kind, forms in taken.items()}, taken, left)
         return left
 
@@ -279,24 +316,24 @@ class Run:
         training: Training,
         data: Data,
         *,
-        layers: Sequence[int] | None = None,
         quantized: Model | None = None,
     ) -> Step:
         """A step in which a student learns from the teacher; ``quantized`` rounds it meanwhile."""
         chosen = {**asdict(training), "seed": self.recipe.data.seed}
-        shown = data.held_out[: max(1, CURVE_TOKENS // data.held_out.shape[1])]
+        layers = self._layers or range(student.checkpoint.config.layers)
 
-        def make(folder: Path, done: Done) -> None:
+        def make(folder: Path, done: Done) -> dict[str, Any]:
             from compile.distill.train import Settings, train
 
             teacher, machine = self._teacher()
             trained = train(
                 student.checkpoint, teacher, data.learned, Settings(**chosen), folder, machine,
                 quantized=quantized.checkpoint if quantized else None, layers=layers,
-                held_out=shown, report=done,
+                held_out=data.shown, report=done,
             )  # fmt: skip
             if self.work.leads:
                 store(folder / WEIGHTS, trained)
+            return {"shown": hash_tokens(data.shown)}
 
         inputs = {
             "student": student.key,

@@ -25,6 +25,7 @@ from compile.checkpoint import Q4, Q8, Checkpoint, ModelConfig, Tensor, Tokenize
 from compile.errors import CompileError
 from compile.families import FAMILIES
 from compile.foreign_errors import translated
+from compile.llama_tensors import check_tensors, tensor_shapes
 from edge_llm.files import replacing
 
 KEY = "edge-llm"  # of the metadata: one, as several are written in no certain order
@@ -69,7 +70,11 @@ def open_stored(path: Path) -> StoredCheckpoint:
         description = json.loads((file.metadata() or {}).get(KEY, "{}"))
         if description.get("format") != FORMAT:
             raise CompileError(f"{path}: a safetensors file by itself; give the model's folder")
-        return StoredCheckpoint(file, description)
+        checkpoint = StoredCheckpoint(file, description)
+        shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+        expected = tensor_shapes(checkpoint.config)
+        check_tensors(path, expected, shapes, {name: name for name in expected})
+        return checkpoint
 
 
 class StoredCheckpoint:
@@ -106,6 +111,16 @@ class StoredCheckpoint:
             return Q8(q, scale)
         minimum = f"{name}.minimum"
         return Q4(unpacked(q), scale, self._array(minimum) if minimum in self._keys else None)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, from the file's header alone; KeyError where a part of it is missing."""
+        if name in self._keys:
+            return tuple(self._file.get_slice(name).get_shape())
+        if f"{name}.scale" not in self._keys:
+            raise KeyError(f"{name}.scale")
+        q = self._file.get_slice(f"{name}.q")
+        rows, columns = q.get_shape()
+        return rows, columns if q.get_dtype() == "I8" else 2 * columns
 
     def _array(self, key: str) -> NDArray[Any]:
         array: NDArray[Any] = self._file.get_tensor(key)

@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -34,8 +34,13 @@ from edge_llm.files import replacing
 CHUNK = 1 << 20  # bytes read at once
 LOOK = 0.2  # seconds between two looks for a step that another process makes
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Libraries tell of a full disk in words: safetensors in the system's, torch in its own.
-NO_SPACE_WORDS = (*(os.strerror(number) for number in NO_SPACE), "file write failed")
+# Libraries tell of a full disk in words: safetensors in the system's, others in their own.
+NO_SPACE_WORDS = (
+    *(os.strerror(number) for number in NO_SPACE),
+    "file write failed",  # torch
+    "requested and",  # numpy: "N requested and M written", and where a file is known to be large
+    "Not enough free space",
+)
 
 Facts: TypeAlias = Mapping[str, Any]  # what a step says of itself, as JSON
 Make: TypeAlias = Callable[[Path], Facts]  # writes into the folder it is given
@@ -97,6 +102,8 @@ class Work:
         elif step is None:
             with explained(self.path), stopwatch(folder / "seconds") as seconds:
                 reset_peak()
+                for left in folder.glob(".*.part"):  # by an attempt that was killed as it wrote
+                    left.unlink()
                 facts = make(folder)
                 step = Step(name, key, folder, seconds(), peak_bytes(), facts)
                 write_json(done, {**asdict(step), "folder": folder.name})
@@ -166,18 +173,18 @@ def digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def content_key(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder with their names."""
+def content_key(files: Iterable[Path]) -> str:
+    """SHA-256 of files and their names, wherever they lie."""
     key = hashlib.sha256()
-    try:
-        for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-            key.update(part.relative_to(path).as_posix().encode() + b"\0")
-            key.update(part.stat().st_size.to_bytes(8, "little"))
-            with part.open("rb") as file:
+    for path in files:
+        try:
+            key.update(path.name.encode() + b"\0")
+            key.update(path.stat().st_size.to_bytes(8, "little"))
+            with path.open("rb") as file:
                 while chunk := file.read(CHUNK):
                     key.update(chunk)
-    except OSError as error:
-        raise CompileError(f"cannot read {error.filename or path}: {error.strerror}") from None
+        except OSError as error:
+            raise CompileError(f"cannot read {path}: {error.strerror}") from None
     return key.hexdigest()
 
 

@@ -107,7 +107,7 @@ def test_summed_costs_rank_models_as_their_divergence_does(tiny: Checkpoint, cos
 
 @pytest.mark.parametrize("bits", [4.2, 5.0, 6.3])
 def test_choice_is_the_best_within_the_budget(tiny: Checkpoint, costs: Costs, bits: float) -> None:
-    budget = allowance(Bits(bits), tiny, 256)
+    budget = allowance(Bits(bits), tiny.config, tiny.tokenizer, 256)
     chosen = choose(costs, sizes(tiny.config), budget)
     assert chosen.bits_per_weight(tiny.config) <= bits
     size = sizes(tiny.config)
@@ -127,9 +127,10 @@ def test_a_budget_out_of_reach_says_what_is_in_reach(tiny: Checkpoint, costs: Co
     with pytest.raises(
         CompileError, match=r"leaves 0\.\d\d MB .* take at least 0\.15 MB: give more"
     ):
-        choose(costs, sizes(tiny.config), allowance(Bits(4), tiny, 256))
+        choose(costs, sizes(tiny.config), allowance(Bits(4), tiny.config, tiny.tokenizer, 256))
+    left = allowance(ArtifactSize(800_000), tiny.config, tiny.tokenizer, 256)
     with pytest.raises(CompileError, match=r"leaves 0\.\d\d MB for the matrices"):
-        choose(costs, sizes(tiny.config), allowance(ArtifactSize(800_000), tiny, 256))
+        choose(costs, sizes(tiny.config), left)
 
 
 @pytest.mark.parametrize("more", [{}, {"vocab": 327, "tied": False}])
@@ -137,9 +138,9 @@ def test_what_fits_a_board_takes_no_more_than_it_has(tmp_path: Path, more: dict[
     """The certificate of any formats, and what else a process takes, against the board's memory."""
     write_tiny_gguf(tmp_path / "m.gguf", **SIZES, **more)
     checkpoint = open_checkpoint(tmp_path / "m.gguf")
-    config, target = checkpoint.config, TARGETS["rpi-zero2w"]
+    config, files, target = checkpoint.config, checkpoint.tokenizer, TARGETS["rpi-zero2w"]
     assert target.memory is not None
-    left = allowance(Fits(target, 100), checkpoint, context=256)
+    left = allowance(Fits(target, 100), config, files, context=256)
     free = target.memory.free - 72_000_000
     for forms in ([INT8] * 5, [INT4] * 5, [MatrixFormat(4, 64, False)] * 5):
         formats = Formats(*forms)
@@ -149,16 +150,16 @@ def test_what_fits_a_board_takes_no_more_than_it_has(tmp_path: Path, more: dict[
         spare = (free - memory.certificate(100, 1)) - (left - matrices)
         assert 0 <= spare < 10_000
     with pytest.raises(CompileError, match="x86-64-v3: its memory is not known"):
-        allowance(Fits(TARGETS["x86-64-v3"], 100), checkpoint, 256)
+        allowance(Fits(TARGETS["x86-64-v3"], 100), config, files, 256)
     with pytest.raises(UnsupportedError, match="context 257: Tiny was trained for 1 to 256"):
-        allowance(Fits(target, 257), checkpoint, 256)
+        allowance(Fits(target, 257), config, files, 256)
 
 
 @pytest.mark.slow
 def test_an_artifact_is_no_larger_than_its_budget(model: Path, costs: Costs) -> None:
     size = 1_000_000
     checkpoint = open_checkpoint(model)
-    left = allowance(ArtifactSize(size), checkpoint, 256)
+    left = allowance(ArtifactSize(size), checkpoint.config, checkpoint.tokenizer, 256)
     formats = choose(costs, sizes(checkpoint.config), left)
     output = model.with_name("out.edge")
     chosen = Choices(kinds={kind: formats[kind] for kind in KINDS})

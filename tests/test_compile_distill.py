@@ -18,7 +18,7 @@ from compile.checkpoint import Q4, Checkpoint
 from compile.distill.data import Openings, Writer, sample
 from compile.distill.decoder import Cache, Decoder, key
 from compile.distill.machine import Machine
-from compile.distill.prune import PrunedCheckpoint, prune, shape_of
+from compile.distill.prune import PrunedCheckpoint, prune, student_config
 from compile.distill.rounding import Rounding
 from compile.distill.teacher import DecoderTeacher, TransformersTeacher
 from compile.distill.train import Order, Settings, divergence, kl_divergence, train
@@ -27,6 +27,7 @@ from compile.importer import open_checkpoint
 from compile.llama_tensors import parameters
 from compile.quantize.formats import Formats, MatrixFormat
 from compile.quantize.nearest import QuantizedCheckpoint
+from compile.recipe import Student
 from compile.reference import Exact, Reference, dequantized
 from compile.stored import store
 from tests.tiny_model import tiny_tokenizer, write_tiny_gguf, write_tiny_huggingface
@@ -331,11 +332,11 @@ def test_pruning_keeps_what_matters(tiny: Checkpoint, tokens: np.ndarray) -> Non
 
 def test_a_students_shape_follows_its_share(tiny: Checkpoint) -> None:
     for share in (0.9, 0.7, 0.5):
-        layers, ffn = shape_of(tiny.config, share)
-        student = replace(tiny.config, layers=layers, ffn=ffn)
+        student = student_config(tiny.config, Student(parameters=share))
         assert parameters(student) <= share * parameters(tiny.config)
-        assert ffn % 64 == 0
+        assert student.ffn % 64 == 0
+    assert student_config(tiny.config, Student(layers=2)) == replace(tiny.config, layers=2)
     with pytest.raises(CompileError, match="the embedding stays"):
-        shape_of(tiny.config, 0.05)
+        student_config(tiny.config, Student(parameters=0.05))
     with pytest.raises(CompileError, match="has 3 and 192"):
-        prune(tiny, 4, 192, np.zeros((1, 8), np.int32))
+        student_config(tiny.config, Student(layers=4))

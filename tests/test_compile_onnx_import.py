@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from onnx import helper
 from compile import rope
 from compile.checkpoint import Q4, Q8, Checkpoint
 from compile.errors import CompileError, UnsupportedError
-from compile.importer import open_checkpoint
+from compile.importer import open_checkpoint, source_files
 from compile.onnx_matrix import pack
 from compile.quantize.nearest import quantize4, quantize8
 from compile.reference import Exact, Reference
@@ -298,3 +299,50 @@ def test_damaged_and_incomplete_files_say_so(tmp_path: Path) -> None:
     path.write_bytes(content)
     settings.rename(tmp_path / "genai_config.json")
     assert "config.json is missing" in refusal()
+
+
+def test_layers_that_the_settings_do_not_count_are_not_dropped(tmp_path: Path) -> None:
+    write_tiny_huggingface(tmp_path / "tiny", quantization="F32")
+    model = open_checkpoint(tmp_path / "tiny")
+    path = write_genai(tmp_path / "onnx", model)
+    settings = path.with_name("genai_config.json")
+    whole = json.loads(settings.read_text(encoding="utf-8"))
+    for layers in (model.config.layers - 1, model.config.layers + 1):
+        whole["model"]["decoder"]["num_hidden_layers"] = layers
+        settings.write_text(json.dumps(whole), encoding="utf-8")
+        said = f"the graph has {model.config.layers} layers, genai_config.json says {layers}"
+        with pytest.raises(CompileError, match=said):
+            open_checkpoint(path)
+
+
+def test_a_value_that_comes_from_itself_ends(tmp_path: Path) -> None:
+    write_tiny_huggingface(tmp_path / "tiny", quantization="F32")
+    path = write_genai(tmp_path / "onnx", open_checkpoint(tmp_path / "tiny"))
+    graph = onnx.load(path)
+    value = node(graph, "MatMul").input[1]
+    for operation in ("Cast", "Transpose"):
+        damaged = onnx.ModelProto()
+        damaged.CopyFrom(graph)
+        kept = [tensor for tensor in damaged.graph.initializer if tensor.name != value]
+        del damaged.graph.initializer[:]
+        damaged.graph.initializer.extend(kept)
+        damaged.graph.node.insert(0, helper.make_node(operation, [value], [value]))
+        onnx.save(damaged, path)
+        with pytest.raises(CompileError) as caught:
+            open_checkpoint(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_all_files_that_decide_what_a_model_is_are_known(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    write_tiny_huggingface(folder, quantization="F32")
+    before = source_files(folder)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in before}
+    for name in ("out.edge", "out.edge.html", "recipe.toml", "out.edge.work/done.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()  # as a run in the model's own folder leaves
+    assert source_files(folder) == before
+    graph = write_genai(tmp_path / "onnx", open_checkpoint(folder), external=True)
+    names = {path.name for path in source_files(graph)}
+    assert {"model.onnx", "weights.bin", "genai_config.json", "tokenizer.json"} <= names
+    assert source_files(before[0]) == [before[0]]

@@ -99,9 +99,11 @@ def test_figures_for_people(text: str, wanted: str) -> None:
 
 
 def test_a_curve_has_the_points_that_were_measured(tmp_path: Path) -> None:
-    step = Step("finetune", "", tmp_path, 1.0, 0)
-    assert curve(step) is None
+    step = Step("finetune", "", tmp_path, 1.0, 0, {"shown": "these"})
+    assert curve(step, "these") is None
     (tmp_path / "curve.jsonl").write_text(
         '{"step": 50, "loss": 2.0, "kl": null}\n{"step": 100, "loss": 1.5, "kl": 0.5}\n'
     )
-    assert curve(step) == Curve("finetune", {"loss": [(50, 2.0), (100, 1.5)], "kl": [(100, 0.5)]})
+    loss = [(50, 2.0), (100, 1.5)]
+    assert curve(step, "these") == Curve("finetune", {"loss": loss, "kl": [(100, 0.5)]})
+    assert curve(step, "others") == Curve("finetune", {"loss": loss})  # held out by now

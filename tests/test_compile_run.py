@@ -5,7 +5,9 @@ The whole way, distillation and all, is walked in tests/test_compile_recipe_path
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from compile.corpus import picked, read_tokens, split
 from compile.errors import CompileError
 from compile.importer import open_checkpoint
 from compile.pipeline import Options
-from compile.recipe import Budget, Data, Evaluation, Quantization, Recipe
+from compile.quantize.formats import Choices
+from compile.recipe import Budget, Data, Evaluation, Quantization, Recipe, Student, Training
 from compile.run import Run
 from compile.work import opened
 from targets import TARGETS
@@ -102,11 +105,61 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_made(
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
+@pytest.mark.parametrize(
+    ("options", "tables", "message"),
+    [
+        ({"formats": Choices(group=128)}, {}, "rows of .* which is not a multiple of 128"),
+        ({"context": 10**6}, {}, "Tiny was trained for 1 to 256"),
+        (
+            {},
+            {"evaluate": Evaluation(tokens=64, prompts=("Why? " * 300,))},
+            r"\[evaluate\] prompts: 'Why\? .*': prompt is \d+ tokens, the limit",
+        ),
+        (
+            {},
+            {"student": Student(layers=4), "distill": Training(steps=1)},
+            "a student of 4 layers and .*: Tiny has 2 and",
+        ),
+        (
+            {},
+            {
+                "student": Student(parameters=0.9),
+                "distill": Training(steps=1),
+                "budget": Budget(bits_per_weight=3.0),
+            },
+            "which take at least ",
+        ),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_before_anything_is_made(
+    folder: Path, tmp_path: Path, options: dict[str, Any], tables: dict[str, Any], message: str
+) -> None:
+    source, output = str(folder / "tiny.gguf"), folder / "tiny.edge"
+    chosen = Options(source, TARGETS["x86-64-v3"], output, **options)
+    with opened(tmp_path) as steps, pytest.raises(CompileError, match=message) as caught:
+        Run(a_recipe(folder, **tables), chosen, steps, lambda _stage, _done: None).imported()
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_text_to_compare_on_is_read_before_the_teacher_writes(
+    folder: Path, tmp_path: Path
+) -> None:
+    recipe = a_recipe(folder, data=Data(length=LENGTH), evaluate=Evaluation((tmp_path / "none",)))
+    with pytest.raises(CompileError, match="none is missing"):
+        quantized(folder, tmp_path / "work", recipe)
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["lock"]
+
+
 def test_texts_too_short(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "line.txt").write_text("One line.\n", encoding="utf-8")
     line = a_recipe(folder, data=Data((tmp_path / "line.txt",), length=64))
     with pytest.raises(CompileError, match=r"line\.txt: \d+ tokens, of which a sequence takes 64"):
         quantized(folder, tmp_path, line)
+    few = a_recipe(folder, evaluate=Evaluation((folder / "text.txt",), tokens=16))
+    few = replace(few, data=replace(few.data, length=64))
+    with pytest.raises(CompileError, match="16 tokens, of which a sequence takes 64: give more to"):
+        quantized(folder, tmp_path, few)
     with pytest.raises(CompileError, match="length 512: Tiny was trained for 256 positions"):
         quantized(folder, tmp_path, a_recipe(folder, data=Data((folder / "text.txt",))))
 

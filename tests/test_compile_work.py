@@ -138,7 +138,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [os.strerror(28), "PytorchStreamWriter failed writing file data/0: file write failed"]
+    "words",
+    [
+        os.strerror(28),
+        "PytorchStreamWriter failed writing file data/0: file write failed",
+        "16384 requested and 512 written",  # numpy.save
+        "Not enough free space to write 20000000 bytes",
+    ],
 )
 def test_libraries_tell_of_a_full_disk_in_words(tmp_path: Path, words: str) -> None:
     def make(folder: Path) -> Mapping[str, Any]:
@@ -166,19 +172,35 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_content_decides_the_key_of_a_source(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "a").write_text("12")
-    (folder / "b").write_text("3")
-    before = content_key(folder)
-    os.utime(folder / "a", (0, 0))
-    assert content_key(folder) == before
-    (folder / "a").write_text("1")
-    (folder / "b").write_text("23")
-    assert content_key(folder) != before
-    assert content_key(folder / "a") != content_key(folder / "b")
-    with pytest.raises(CompileError, match="cannot read"):
-        content_key(tmp_path / "none")
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("12")
+    b.write_text("3")
+    before = content_key([a, b])
+    os.utime(a, (0, 0))
+    assert content_key([a, b]) == before
+    a.write_text("1")
+    b.write_text("23")
+    assert content_key([a, b]) != before
+    assert content_key([a]) != content_key([b])
+    with pytest.raises(CompileError, match=r"cannot read .*none: No such file"):
+        content_key([tmp_path / "none"])
+
+
+def test_what_a_killed_attempt_was_writing_goes(tmp_path: Path) -> None:
+    part = ".state.safetensors.0a1b2c3d.part"
+
+    def killed(folder: Path) -> Mapping[str, Any]:
+        (folder / part).touch()
+        (folder / "state.safetensors").touch()
+        raise CompileError("as if killed")
+
+    def done(folder: Path) -> Mapping[str, Any]:
+        return {"found": [path.name for path in folder.glob("*state*")]}
+
+    with opened(tmp_path) as work:
+        with pytest.raises(CompileError, match="as if killed"):
+            work.step("train", {}, killed)
+        assert work.step("train", {}, done).facts == {"found": ["state.safetensors"]}
 
 
 def test_work_needs_no_folder_of_its_own_to_be_made(tmp_path: Path) -> None:

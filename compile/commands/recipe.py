@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from compile.errors import CompileError
+from compile.json_file import read_text
 from compile.quantize.formats import Choices
 from compile.recipe import Recipe, read_recipe
 
@@ -27,6 +28,7 @@ class Plan:
     """A recipe, and what it and the options say together."""
 
     path: Path
+    text: str  # of the recipe
     recipe: Recipe
     target: str | None
     context: int | None
@@ -35,7 +37,7 @@ class Plan:
 
 def planned(path: Path, target: str | None, context: int | None, formats: Choices) -> Plan:
     """Read the recipe; CompileError where it and an option speak of the same."""
-    recipe = read_recipe(path)
+    text, recipe = read_text(path), read_recipe(path)
     quantize, budget = recipe.quantize, recipe.budget
 
     def one(key: str, ours: T | None, option: str, theirs: T | None) -> T | None:
@@ -66,7 +68,7 @@ def planned(path: Path, target: str | None, context: int | None, formats: Choice
                 f"{path}: batch = {training.batch} for {processes} processes, which share it: "
                 f"give a multiple of {processes}"
             )
-    return Plan(path, recipe, target, context, chosen)
+    return Plan(path, text, recipe, target, context, chosen)
 
 
 def why(recipe: Recipe) -> str:
@@ -102,7 +104,7 @@ def make(
             outcome,
             options,
             f"python -m compile {shlex.join(sys.argv[1:])}",
-            plan.path.read_text(encoding="utf-8").strip(),
+            plan.text.strip(),
             plan.recipe.evaluate.prompts,
         )
         try:

@@ -54,12 +54,11 @@ class Progress:
             tensors[name] = parameter.detach().contiguous()
             for moment in MOMENTS:
                 tensors[f"{name} {moment}"] = self._optimizer.state[parameter][moment]
-        curve = [asdict(point) for point in self.points]
+        curve = json.dumps([asdict(point) for point in self.points])
         with translated(f"cannot write {self._path}"):
             with replacing(self._path) as file:
-                save_file(tensors, file.name, {"step": str(step), "curve": json.dumps(curve)})
-            with replacing(self._curve) as file:
-                file.writelines(json.dumps(point).encode() + b"\n" for point in curve)
+                save_file(tensors, file.name, {"step": str(step), "curve": curve})
+            self._write_curve()
 
     @torch.no_grad()
     def restore(self) -> int:
@@ -78,4 +77,9 @@ class Progress:
                     **{m: file.get_tensor(f"{name} {m}").to(parameter.device) for m in MOMENTS},
                 }
             self.points = [Point(**point) for point in json.loads(metadata["curve"])]
+            self._write_curve()  # whose last point a power cut may have cost
         return int(metadata["step"])
+
+    def _write_curve(self) -> None:
+        with replacing(self._curve) as file:
+            file.writelines(json.dumps(asdict(point)).encode() + b"\n" for point in self.points)

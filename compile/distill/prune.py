@@ -25,6 +25,7 @@ from compile.graph import Gate, Linear
 from compile.llama_tensors import parameters
 from compile.quantize.budget import divergence, log_softmax
 from compile.quantize.calibrate import Stream, segments
+from compile.recipe import Student
 from compile.reference import Exact, Reference, dequantized
 
 F32 = NDArray[np.float32]
@@ -89,14 +90,9 @@ def prune(
         tokens: int32 [n, length], text that the student shall be good at.
         report: is told the share that is done.
 
-    CompileError where the model does not have as many.
+    The model has at least as many (:func:`student_config`).
     """
     config = checkpoint.config
-    if not 1 <= layers <= config.layers or not 1 <= ffn <= config.ffn:
-        raise CompileError(
-            f"a student of {layers} layers and {ffn} feed-forward columns: "
-            f"{config.name} has {config.layers} and {config.ffn}"
-        )
     remembered = Remembered(checkpoint)
     columns = {
         layer: np.sort(np.argsort(-importance, kind="stable")[:ffn])
@@ -111,6 +107,20 @@ def prune(
         kept.pop(int(np.argmin(divergences)))
         report(0.2 + 0.8 * (config.layers - len(kept)) / max(1, config.layers - layers))
     return PrunedCheckpoint(checkpoint, kept, columns)
+
+
+def student_config(config: ModelConfig, student: Student) -> ModelConfig:
+    """The sizes of a teacher's student; CompileError where the teacher does not have as many."""
+    if student.parameters is not None:
+        layers, ffn = shape_of(config, student.parameters)
+    else:
+        layers, ffn = student.layers or config.layers, student.ffn or config.ffn
+    if layers > config.layers or ffn > config.ffn:
+        raise CompileError(
+            f"a student of {layers} layers and {ffn} feed-forward columns: "
+            f"{config.name} has {config.layers} and {config.ffn}"
+        )
+    return replace(config, layers=layers, ffn=ffn)
 
 
 def shape_of(config: ModelConfig, share: float) -> tuple[int, int]:

@@ -62,26 +62,27 @@ def measure(
     result: dict[str, Any] = dict(zip(("model", "against"), names, strict=False))
     with ExitStack() as opened:
         models = [opened.enter_context(open_predictor(name, tell)) for name in names]
+        files: dict[Path, str] = {}
         if content is not None:
-            result["text"] = measure_text(models, content, options, report)
+            result["text"], files = measure_text(models, content, options, report)
         if pairs is not None:
             result["pairs"] = measure_pairs(models, pairs, options, report)
         if questions is not None:
             result["tasks"] = measure_tasks(models, questions, options, report)
+    for path, written in files.items():
+        write(path, written)
     return result
 
 
 def measure_text(
     models: Sequence[Predictor], content: str, options: Options, report: Report
-) -> dict[str, Any]:
-    """Perplexity and divergence; writes the files about single tokens."""
+) -> tuple[dict[str, Any], dict[Path, str]]:
+    """Perplexity and divergence, and the files about single tokens."""
     assert options.text is not None
     parts = split(options.text, content, models, options.window)
     predictions = score(counted(parts, "text", report), *models)
-    for path, written in token_files(models, parts, predictions, options).items():
-        write(path, written)
     about = {"file": str(options.text), "window": max(map(len, parts))}
-    return about | predictions.summary()
+    return about | predictions.summary(), token_files(models, parts, predictions, options)
 
 
 def token_files(

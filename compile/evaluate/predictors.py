@@ -120,10 +120,15 @@ class CheckpointPredictor:
         """See :class:`Predictor`."""
         return self._logits(ids, Cache())
 
-    def generate(self, prompt: str, raw: bool, max_tokens: int) -> str:
-        """See :class:`Predictor`."""
+    def prompt(self, prompt: str, raw: bool) -> list[int]:
+        """Its ids; RequestError where it does not fit into the context."""
         ids = self._tokenizer.prompt(Request(prompt=prompt, raw=raw))
         check_tokens(ids, self.context - 1, self.vocabulary)  # room for one token
+        return ids
+
+    def generate(self, prompt: str, raw: bool, max_tokens: int) -> str:
+        """See :class:`Predictor`."""
+        ids = self.prompt(prompt, raw)
         cache, decode, answer = Cache(), self._tokenizer.decoder(), b""
         for _ in range(min(max_tokens, self.context - len(ids))):
             token = int(self._logits(ids, cache)[-1].argmax())

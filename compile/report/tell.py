@@ -9,11 +9,12 @@ from pathlib import Path
 from compile.checkpoint import Checkpoint
 from compile.families import FAMILIES
 from compile.graph import KINDS
+from compile.importer import source_files
 from compile.llama_tensors import parameters
 from compile.pipeline import Options
 from compile.quantize.formats import MatrixFormat, weights_of
 from compile.report.content import Cost, Curve, Kind, Model, Report
-from compile.run import CURVE, Outcome, Trial
+from compile.run import CURVE, Outcome, Trial, hash_tokens
 from compile.sources import resolve
 from compile.work import Step
 
@@ -41,7 +42,7 @@ def tell(
     """
     manifest, source = outcome.manifest, resolve(options.source)
     before, after = (outcome.trials[i].model.checkpoint for i in (0, -1))
-    made_with = manifest.compiler
+    made_with, shown = manifest.compiler, hash_tokens(outcome.data.shown)
     return Report(
         name=manifest.model.name,
         artifact=options.output.name,
@@ -50,7 +51,7 @@ def tell(
         context=manifest.model.context,
         target=options.target.name,
         source=options.source,
-        source_bytes=sum(p.stat().st_size for p in (source, *source.rglob("*")) if p.is_file()),
+        source_bytes=sum(path.stat().st_size for path in source_files(source)),
         data=outcome.data.learned_note,
         held_out=outcome.data.held_note,
         command=command,
@@ -58,7 +59,7 @@ def tell(
         versions=f"edge-llm {made_with.edge_llm}, TVM {made_with.tvm}, LLVM {made_with.llvm}",
         models=[model(trial) for trial in outcome.trials],
         kinds=kinds(before, after),
-        curves=[c for step in outcome.steps if (c := curve(step)) is not None],
+        curves=[c for step in outcome.steps if (c := curve(step, shown)) is not None],
         prompts=prompts,
         costs=[
             Cost(step.name.replace("-", " "), step.seconds, step.peak_bytes, step.reused)
@@ -115,15 +116,18 @@ def sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, str]]:
     return taken
 
 
-def curve(step: Step) -> Curve | None:
-    """A training's curve; None for a step that trained nothing."""
+def curve(step: Step, shown: str) -> Curve | None:
+    """A training's curve; None for a step that trained nothing.
+
+    An earlier run's may have been measured on other held-out text than that of the hash ``shown``.
+    """
     path: Path = step.folder / CURVE
     if not path.exists():
         return None
     values: dict[str, list[tuple[int, float]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         point = json.loads(line)
-        for name in ("loss", "kl"):
+        for name in ("loss", "kl") if step.facts.get("shown") == shown else ("loss",):
             if point.get(name) is not None:
                 values.setdefault(name, []).append((point["step"], point[name]))
     return Curve(step.name, values)

@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.memory import Array, Expr, local
-from compile.lower.cpu.vector import LANES, bind, constant, fma, splat, splat_lane
+from compile.lower.cpu.vector import LANES, bind, constant, fma, halves, splat, splat_lane
 
 ROWS = 16
 CACHE_LINE = 64  # bytes
@@ -74,11 +74,16 @@ class Tiles:
         """Scales and minimums of the parts in group ``g`` of 32 columns, as float32."""
         base = g // (self.group // 32) * ROWS
 
+        # Eight float16 fill a register of 128 bits: two parts of four lanes.
+        together = 2 if isa.LANES == 4 and len(parts) % 2 == 0 else 1
+
         def load(array: Array) -> list[Expr]:
-            return [
-                bind(T.cast(array.load(base + p * isa.LANES, isa.LANES), f"float32x{isa.LANES}"))
-                for p in parts
+            loaded = [
+                bind(array.load(base + p * isa.LANES, together * isa.LANES))
+                for p in parts[::together]
             ]
+            pieces = [piece for x in loaded for piece in (halves(x) if together == 2 else (x,))]
+            return [bind(T.cast(piece, f"float32x{isa.LANES}")) for piece in pieces]
 
         return load(self.scales), None if self.minimums is None else load(self.minimums)
 

@@ -1,8 +1,8 @@
 """OpenAI's requests read into ours, and our answers put into OpenAI's shape. Pure functions.
 
 Fields that change what an answer means and that this build cannot do (tools, several choices, log
-probabilities) are refused by name; so is every unknown field. ``top_k``, ``min_p``,
-``repetition_penalty`` and ``raw`` are ours, and go into the client's ``extra_body``.
+probabilities) are refused by name; so is every unknown field. ``top_k``, ``min_p``
+and ``repetition_penalty`` are ours, and go into the client's ``extra_body``.
 """
 
 from __future__ import annotations

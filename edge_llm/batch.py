@@ -20,6 +20,8 @@ from edge_llm.profile import Profile
 class Batch:
     """The rows of one step; rows of one sequence are consecutive, their positions ascending.
 
+    Its arrays are int32.
+
     Attributes:
         tokens: int32 [n], token ids.
         positions: int32 [n], each token's position in its sequence.

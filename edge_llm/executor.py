@@ -108,7 +108,8 @@ class Executor:
         """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step.
 
         Raises:
-            ValueError: an array of the batch is too long, or holds an index out of range.
+            ValueError: an array of the batch is too long, not of int32, or holds an index out of
+                range.
         """
         rows, wanted = len(batch.tokens), len(batch.wanted)
         table_rows, table_columns = batch.tables.shape
@@ -123,6 +124,8 @@ class Executor:
             )
         given = (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted)
         for kept, values in zip(self._indices, given, strict=True):
+            if values.dtype != kept.dtype:  # which copying would cut to size without a word
+                raise ValueError(f"an array of a step is of {values.dtype}, not of int32")
             kept[: len(values)] = values
         logits, address = self._logits, self._logits_address
         if wanted > len(logits):  # many only where every row is wanted: not kept

@@ -157,13 +157,15 @@ def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) 
                     executor.step(Batch(**arrays))
         whole = {k: np.array(v, np.int32) for k, v in good.items()}
         expected = executor.step(Batch(**whole)).copy()
-        wide = np.arange(4) // 2
+        for kind in (np.int64, np.float32):
+            cast: dict[str, Any] = {"tokens": whole["tokens"].astype(kind)}
+            with pytest.raises(ValueError, match="not of int32"):
+                executor.step(Batch(**{**whole, **cast}))
         others: dict[str, Any] = {
-            "tokens": whole["tokens"].astype(np.int64),
-            "positions": wide[::2],
+            "positions": np.array([0, 9, 1, 9], np.int32)[::2],
             "tables": np.array([[0, 9, 1, 9]], np.int32)[:, ::2],
         }
-        for name, array in others.items():  # of another type or layout: they are copied
+        for name, array in others.items():  # of another layout: they are copied
             got = executor.step(Batch(**{**whole, name: array}))
             assert np.array_equal(got, expected), name
         executor.close()

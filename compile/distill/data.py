@@ -10,7 +10,7 @@ of the user's, so that it asks the questions too (Xu et al., 2024, Magpie, arXiv
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from edge_llm.files import replacing
 Tokens = NDArray[np.int32]  # [n, length]
 Report = Callable[[float], None]
 
-TOGETHER = 64  # windows written at once: one pass over the weights serves them all
 LIKELIEST = 50  # tokens drawn from: the tail is noise that the teacher would not repeat
 CONTENT = "\x00"  # stands for a message; no tokenizer has it in a template
 
@@ -53,18 +52,21 @@ def sample(
     """
     folder.mkdir(parents=True, exist_ok=True)
     openings = Openings(files)
-    parts = -(-tokens // (length * TOGETHER))
+    windows = -(-tokens // length)
+    together = min(teacher.together(length), windows)
+    parts = -(-windows // together)
     written = []
     for part in range(parts):
-        path = folder / f"{part:04}.npy"
+        path = folder / f"{part:04}-of-{together}.npy"
         if not path.exists():
             random = torch.Generator().manual_seed(seed * 1_000_003 + part)
-            text = write(teacher, openings, length, random, partial(_report, report, part, parts))
+            writers = [Writer(openings, chat=i % 2 == 1, random=random) for i in range(together)]
+            text = write(teacher, writers, length, random, partial(_report, report, part, parts))
             with replacing(path) as file:
                 np.save(file, text)
         written.append(np.load(path))
         report((part + 1) / parts)
-    return np.concatenate(written)[: -(-tokens // length)]
+    return np.concatenate(written)[:windows]
 
 
 def _report(report: Report, part: int, parts: int, done: float) -> None:
@@ -125,12 +127,15 @@ class Writer:
 
 @torch.no_grad()
 def write(
-    teacher: Teacher, openings: Openings, length: int, random: torch.Generator, report: Report
+    teacher: Teacher,
+    writers: Sequence[Writer],
+    length: int,
+    random: torch.Generator,
+    report: Report,
 ) -> Tokens:
-    """int32 [TOGETHER, length]."""
-    writers = [Writer(openings, chat=i % 2 == 1, random=random) for i in range(TOGETHER)]
-    text = np.empty((TOGETHER, length), np.int32)
-    text[:, 0] = [writer.next(openings.ordinary[0]) for writer in writers]
+    """A window of ``length`` by each of the writers, int32 [writers, length]."""
+    text = np.empty((len(writers), length), np.int32)
+    text[:, 0] = [writer.next(0) for writer in writers]  # which begin with tokens of their own
     generation = teacher.generation(length)
     for position in range(1, length):
         logits = generation(torch.from_numpy(text[:, position - 1 : position]).long())

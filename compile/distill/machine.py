@@ -17,6 +17,8 @@ from torch import Tensor, distributed, nn
 from edge_llm.cpu import host
 
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's mallopt
+CPU_TEXTS, GPU_TEXTS = 64, 2048  # written at once: one pass over the weights serves them all
+TEXTS_SHARE = 0.25  # of a GPU's free memory, for their keys and values
 FAST_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # CPUs on which it halves a product's time
 
 
@@ -51,6 +53,17 @@ class Machine:
         keep_memory()
         fast = bool(FAST_BFLOAT16 & set(host().features))
         return cls(torch.device("cpu"), torch.bfloat16 if fast else torch.float32, rank, processes)
+
+    def texts(self, cache_bytes: int) -> int:
+        """How many texts are written at once, if each takes so much for its keys and values.
+
+        A power of two, so that other programs' small use of the GPU does not change a sample.
+        """
+        if self.device.type != "cuda":
+            return CPU_TEXTS
+        free, _ = torch.cuda.mem_get_info(self.device)
+        fit = max(1, int(free * TEXTS_SHARE) // cache_bytes)
+        return min(GPU_TEXTS, 1 << (fit.bit_length() - 1))
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over the processes."""

@@ -47,6 +47,9 @@ class Teacher(Protocol):
     def lesson(self, tokens: Tensor) -> Lesson:
         """What follows each prefix of int64 [batch, n]."""
 
+    def together(self, length: int) -> int:
+        """How many texts of so many tokens it writes at once."""
+
     def generation(self, length: int) -> Step:
         """A function that takes the next tokens of up to ``length`` and gives their logits."""
 
@@ -63,6 +66,7 @@ class DecoderTeacher:
     """A teacher of a family of ours."""
 
     def __init__(self, checkpoint: Checkpoint, machine: Machine) -> None:
+        self._machine = machine
         self._decoder = Decoder(checkpoint).to(machine.device).requires_grad_(False)
         for weight in self._decoder.weights.values():
             if weight.ndim == 2:  # norms stay in float32
@@ -73,6 +77,13 @@ class DecoderTeacher:
         """What follows each prefix of int64 [batch, n]."""
         states = list(self._decoder.states(tokens))
         return Lesson(self._decoder.logits(self._decoder.normalized(states[-1])), states)
+
+    def together(self, length: int) -> int:
+        """How many texts of so many tokens it writes at once."""
+        config = self._decoder.config
+        return self._machine.texts(
+            length * cache_bytes(config.layers, config.kv_heads, config.head_dim, self._machine)
+        )
 
     def generation(self, length: int) -> Step:
         """A function that takes the next tokens of up to ``length`` and gives their logits."""
@@ -100,6 +111,7 @@ class TransformersTeacher:
                 local_files_only=True,
                 **place,
             )
+        self._machine = machine
         self._model: Any = model.requires_grad_(False).to(machine.device)  # in evaluation mode
 
     @torch.no_grad()
@@ -107,6 +119,16 @@ class TransformersTeacher:
         """What follows each prefix of int64 [batch, n]."""
         out = self._model(tokens, output_hidden_states=True, use_cache=False)
         return Lesson(out.logits, list(out.hidden_states))
+
+    def together(self, length: int) -> int:
+        """How many texts of so many tokens it writes at once."""
+        config = self._model.config.get_text_config()
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return self._machine.texts(
+            length * cache_bytes(config.num_hidden_layers, kv_heads, head_dim, self._machine)
+        )
 
     def generation(self, length: int) -> Step:
         """A function that takes the next tokens of up to ``length`` and gives their logits."""
@@ -124,3 +146,8 @@ class TransformersTeacher:
             return logits[:, -1]
 
         return step
+
+
+def cache_bytes(layers: int, kv_heads: int, head_dim: int, machine: Machine) -> int:
+    """Of one token's keys and values."""
+    return 2 * layers * kv_heads * head_dim * machine.dtype.itemsize

@@ -196,7 +196,7 @@ def _mqtt(settings: Settings, device: str) -> Mqtt | None:
                 "ends with / and has no wildcard"
             )
     return Mqtt(
-        broker=_broker(settings),
+        broker=broker_of(settings),
         response_prefixes=prefixes,
         keepalive_seconds=settings.integer(
             "mqtt.keepalive_seconds", Mqtt.keepalive_seconds, 2, 3600
@@ -205,7 +205,8 @@ def _mqtt(settings: Settings, device: str) -> Mqtt | None:
     )
 
 
-def _broker(settings: Settings) -> Broker:
+def broker_of(settings: Settings) -> Broker:
+    """Where the broker is and how to be let in, by the keys of the table ``mqtt``."""
     url = settings.text("mqtt.url")
     if url is None:
         raise ConfigError(f"{settings.label('mqtt.url')}: missing, as in mqtt://127.0.0.1:1883")
@@ -221,7 +222,9 @@ def _broker(settings: Settings) -> Broker:
     names = ("ca_file", "certificate_file", "key_file")
     ca, certificate, key = (settings.text(f"mqtt.{name}") for name in names)
     if (certificate is None) != (key is None):
-        raise ConfigError(f"{settings.label('mqtt.certificate_file')}: goes with key_file")
+        raise ConfigError(
+            f"{settings.label('mqtt.certificate_file')}: goes with {settings.name('mqtt.key_file')}"
+        )
     if not broker.tls and (ca or certificate):
         raise ConfigError(f"{settings.label('mqtt.url')}: certificates need mqtts://")
     return replace(

@@ -53,7 +53,7 @@ class Settings:
 
     Args:
         values: of the file.
-        source: its name, for messages; None where there is no file.
+        source: its name, for messages; None where there is no file: options are all there is.
         options: by key the option's name and its value; None is one that was not given.
     """
 
@@ -63,22 +63,23 @@ class Settings:
         source: str | None,
         options: Mapping[str, tuple[str, object]],
     ) -> None:
-        self._values: dict[str, object] = {}
-        self._labels: dict[str, str] = {}
-        prefix = "" if source is None else f"{source}: "
-        for key, value in _flat(values):
-            self._values[key] = value
-            self._labels[key] = prefix + key
-        self._prefix = prefix
+        self._values: dict[str, object] = dict(_flat(values))
+        self._options: dict[str, str] = {}
+        self._prefix = "" if source is None else f"{source}: "
         for key, (name, value) in options.items():
             if value is not None:
                 self._values[key] = value
-                self._labels[key] = name
+            if value is not None or source is None:
+                self._options[key] = name
         self._asked: set[str] = set()
 
     def label(self, key: str) -> str:
-        """How a message names the key: as an option, or with its file."""
-        return self._labels.get(key, self._prefix + key)
+        """How a message begins that is about the key: as an option, or with its file."""
+        return self._options.get(key, self._prefix + key)
+
+    def name(self, key: str) -> str:
+        """How a message names the key beside another one."""
+        return self._options.get(key, key.rpartition(".")[2])
 
     def given(self, table: str) -> bool:
         """Whether any key of a table has a value."""

@@ -102,3 +102,17 @@ def answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def certificate(path: Path) -> None:
+    """PATH.pem and PATH.key: a certificate for 127.0.0.1, signed by itself."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    files = ["-nodes", "-keyout", f"{path}.key", "-out", f"{path}.pem", "-days", "2"]
+    names = ["-subj", "/CN=unit", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, *files, *names], check=True, capture_output=True, timeout=60)
+
+
+def passwords(path: Path, user: str, password: str) -> None:
+    """A file of one user for a broker's setting ``password_file``."""
+    command = ["mosquitto_passwd", "-b", "-c", str(path), user, password]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from paho.mqtt import publish
 
-from edge_llm.errors import EdgeLLMError, RequestError
+from edge_llm.commands.ask import ask as command
+from edge_llm.errors import ConfigError, EdgeLLMError, RequestError
 from edge_llm.mqtt import broker as brokers
 from edge_llm.mqtt import client as clients
 from edge_llm.mqtt import service as services
 from edge_llm.mqtt.client import Piece, ask
 from edge_llm.mqtt.coalescer import Coalescer
 from edge_llm.mqtt.outbox import Outbox
-from tests.broker import Broker, free_port
+from tests.broker import Broker, certificate, free_port, passwords
 from tests.fake_device import Unit, wait_until
 from tests.fake_engine import WAIT
 from tests.serving import DEVICE
@@ -181,3 +185,47 @@ def test_a_broker_that_refuses_us_is_said(tmp_path: Path) -> None:
         broker = brokers.Broker("127.0.0.1", closed.port)
         with pytest.raises(EdgeLLMError, match="refuses us: Not authorized"):
             list(ask(broker, DEVICE, "Hello"))
+
+
+def test_the_command_is_let_in_by_a_protected_broker(tmp_path: Path) -> None:
+    certificate(tmp_path / "broker")
+    passwords(tmp_path / "users", "me", "hush")
+    (tmp_path / "password").write_text("hush\n")
+    settings = (
+        f"certfile {tmp_path}/broker.pem",
+        f"keyfile {tmp_path}/broker.key",
+        f"password_file {tmp_path}/users",
+        "allow_anonymous false",
+    )
+    with Broker(tmp_path, *settings) as closed:
+        ca = str(tmp_path / "broker.pem")
+        where = brokers.Broker("127.0.0.1", closed.port, True, "me", "hush", ca_file=ca)
+        with Unit(where) as unit:
+            url = f"mqtts://127.0.0.1:{closed.port}"
+            words = [*(sys.executable, "-m", "edge_llm.cli", "ask", "Hello"), "--mqtt", url]
+            words += ["--device", DEVICE, "--timeout", str(WAIT), "--user", "me"]
+            words += ["--password-file", str(tmp_path / "password"), "--ca-file", ca]
+            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as asking:
+                unit.engine.next_job().finish(text="Paris.")
+                assert asking.communicate(timeout=WAIT)[0] == "Paris.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--password-file", "{here}"), "--user: missing, there is a password"),
+        (("--user", "me", "--password-file", "absent"), "--password-file: cannot read absent: No"),
+        (("--ca-file", "ca.pem"), "--mqtt: certificates need mqtts://"),
+        (("--key-file", "me.key"), "--certificate-file: goes with --key-file"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_together_is_named_as_an_option(
+    tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    here = tmp_path / "password"
+    here.write_text("hush")
+    given = [option.format(here=here) for option in options]
+    done = CliRunner().invoke(command, ["Hi", "--mqtt", "mqtt://a", "--device", "b", *given])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception).startswith(message)

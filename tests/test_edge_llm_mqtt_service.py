@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from edge_llm.mqtt.coalescer import Coalescer
 from edge_llm.mqtt.connection import Connection
 from edge_llm.mqtt.messages import Topics
 from edge_llm.request import Request
-from tests.broker import Broker
+from tests.broker import Broker, certificate
 from tests.fake_device import Unit, wait_until
 from tests.fake_engine import WAIT
 from tests.serving import DEVICE, Asker, Heard
@@ -334,7 +333,7 @@ def test_a_certificate_is_shown_and_demanded(
     caplog.set_level(logging.INFO, "edge_llm.mqtt")
     (tmp_path / "broker").mkdir()
     for name in ("broker", "unit"):
-        _certificate(tmp_path / name)
+        certificate(tmp_path / name)
     settings = (
         f"cafile {tmp_path}/unit.pem",
         f"certfile {tmp_path}/broker.pem",
@@ -452,14 +451,6 @@ def test_prompts_in_hand_are_bounded_together(
 
 def _reasons(caplog: pytest.LogCaptureFixture) -> str:
     return " ".join(str(getattr(record, "fields", "")) for record in caplog.records)
-
-
-def _certificate(path: Path) -> None:
-    """A key and a certificate for 127.0.0.1, signed by itself."""
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    files = ["-nodes", "-keyout", f"{path}.key", "-out", f"{path}.pem", "-days", "2"]
-    names = ["-subj", "/CN=unit", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, *files, *names], check=True, capture_output=True, timeout=60)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,17 @@ from pathlib import Path
 
 import pytest
 
+import edge_llm.config
+from edge_llm.config import from_options
+from edge_llm.settings import read_toml
 from tests.boards import build_wheel
 
 PROJECT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/quality.md", "docs/recipes.md", "docs/serve.md")
 SHELL_BLOCK = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SERVICE_COMMAND = re.compile(r"^ExecStart=(.*)", re.MULTILINE)
+TOML_BLOCK = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SETTINGS_ROW = re.compile(r"^\| (?:`\[(\w+)\]`)? ?\| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE)
 MAKE_TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
 
 # Our programs as a document names them, and how this machine runs them.
@@ -54,9 +61,10 @@ class Command:
 
 
 def documented() -> Iterator[Command]:
-    """The commands of every shell block, pipes and ``&&`` taken apart."""
+    """The commands of every shell block and unit, pipes and ``&&`` taken apart."""
     for document in DOCUMENTS:
-        for block in SHELL_BLOCK.findall((PROJECT / document).read_text(encoding="utf-8")):
+        text = (PROJECT / document).read_text(encoding="utf-8")
+        for block in [*SHELL_BLOCK.findall(text), *SERVICE_COMMAND.findall(text)]:
             for words in commands(block):
                 yield Command(document, words)
 
@@ -148,6 +156,39 @@ def test_a_document_that_drifts_is_noticed() -> None:
 @pytest.mark.parametrize("command", sorted(set(documented()), key=str), ids=str)
 def test_a_documented_command_exists(command: Command) -> None:
     assert unknown_parts(command.words) == []
+
+
+def test_the_documented_configuration_is_one(tmp_path: Path) -> None:
+    (text,) = TOML_BLOCK.findall((PROJECT / "docs/serve.md").read_text(encoding="utf-8"))
+    mqtt = from_options(file="model.edge", config=str(configuration(tmp_path, text))).mqtt
+    assert mqtt is not None
+    assert mqtt.broker.password == "hush"
+
+
+def test_every_setting_is_documented(tmp_path: Path) -> None:
+    """In the example of edge_llm/config.py, all of which is known, and in docs/serve.md's table."""
+    example = textwrap.dedent((edge_llm.config.__doc__ or "").partition("::\n")[2])
+    path = configuration(tmp_path, example)
+    assert from_options(file="model.edge", config=str(path)).limits.drain_seconds == 10
+    known = {
+        f"{table}.{key}" if isinstance(value, dict) else table
+        for table, value in read_toml(path).items()
+        for key in (value if isinstance(value, dict) else ("",))
+    }
+    listed, table = set(), ""
+    text = (PROJECT / "docs/serve.md").read_text(encoding="utf-8")
+    for header, keys in SETTINGS_ROW.findall(text):
+        table = f"{header}." if header else table
+        listed |= {table + key for key in re.findall(r"\w+", keys)}
+    assert listed == known
+
+
+def configuration(folder: Path, text: str) -> Path:
+    """A file of this text, whose password file is there and holds ``hush``."""
+    password, path = folder / "password", folder / "serve.toml"
+    password.write_text("hush")
+    path.write_text(re.sub(r'(?<=password_file = ")[^"]*', str(password), text))
+    return path
 
 
 def test_make_help_lists_every_target() -> None:

@@ -49,6 +49,8 @@ class Machine:
         if cuda:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
+            # cuDNN plans anew for every length that a cache grows to, which takes a step's time
+            torch.backends.cuda.enable_cudnn_sdp(False)
             return cls(device, torch.bfloat16, rank, processes)
         keep_memory()
         fast = bool(FAST_BFLOAT16 & set(host().features))

@@ -211,11 +211,11 @@ class Order:
 
     def batch(self, step: int, size: int) -> NDArray[np.intp]:
         """The windows of step 0, 1, …"""
-        places = np.arange(step * size, (step + 1) * size)
-        return np.array([self._epoch(int(p) // self._windows)[p % self._windows] for p in places])
+        epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), self._windows)
+        return np.concatenate([self._epoch(e)[places[epochs == e]] for e in np.unique(epochs)])
 
     def _epoch(self, epoch: int) -> NDArray[np.intp]:
-        return np.random.default_rng((self._seed, epoch)).permutation(self._windows)
+        return np.random.default_rng((self._seed, int(epoch))).permutation(self._windows)
 
 
 def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:

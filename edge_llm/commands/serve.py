@@ -30,8 +30,8 @@ def serve(
 
     \b
       edge-llm serve smollm2.edge --mqtt mqtt://127.0.0.1:1883 --device kitchen
-      edge-llm serve smollm2.edge --socket /run/edge-llm/edge-llm.sock
-      edge-llm serve smollm2.edge --config /etc/edge-llm.toml
+      edge-llm serve smollm2.edge --socket edge-llm.sock
+      edge-llm serve smollm2.edge --config serve.toml
     """
     from edge_llm.config import from_options
     from edge_llm.serve import serve as serve_until_stopped

@@ -50,8 +50,8 @@ class Broker:
             raise ConfigError(f"{label}: must be a URL like mqtt://127.0.0.1:1883") from None
         if parts.username is not None or parts.password is not None:
             raise ConfigError(
-                f"{label}: leave user and password out of the URL; the configuration file has "
-                "mqtt.user and mqtt.password_file for them"
+                f"{label}: leave user and password out of the URL, which others can see; serve's "
+                "configuration file and ask's options have places for them"
             )
         if scheme not in PORTS or not host or parts.path.strip("/") or parts.query:
             raise ConfigError(f"{label}: must be a URL like mqtt://127.0.0.1:1883")

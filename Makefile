@@ -6,7 +6,7 @@ DISTILL := $(VENV)/ready-distill
 DEMO_MODEL := .cache/demo/smollm2.edge
 
 .DEFAULT_GOAL := help
-.PHONY: help setup distill demo bench test test-fast check wheel lock clean
+.PHONY: help setup distill demo bench test test-cuda test-fast check wheel lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: $(DISTILL) ## set up all that the tests need, then run every test
 	.ci/setup/packages.sh mosquitto qemu-user
 	$(PYTHON_IN) tests/board_root.py
 	$(PYTHON_IN) -m pytest
+
+test-cuda: $(DISTILL) ## the tests of learning on a CUDA GPU, for a machine that has one
+	$(PYTHON_IN) -m pytest tests/cuda_distill.py
 
 test-fast: $(DISTILL) ## the tests that need neither a real model nor a board, in under a minute
 	.ci/setup/packages.sh mosquitto

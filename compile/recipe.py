@@ -5,8 +5,11 @@ All of it may be left out; what is not given has the value shown in the dataclas
     [data]                      # what the student learns from and quantization is calibrated on
     text = "notes.txt"          # one file or a list; without it the teacher writes the text
 
-    [student]                   # without it the student has the teacher's shape
-    parameters = 0.6            # share of the teacher's; or layers = 20 and ffn = 1024
+    [teacher]                   # without it the model itself teaches
+    model = "hf:ORG/NAME"       # of the same vocabulary, of any kind that transformers opens
+
+    [student]                   # without it the student has the model's shape
+    parameters = 0.6            # share of the model's; or layers = 20 and ffn = 1024
 
     [distill]                   # train the pruned student
     steps = 2000
@@ -39,10 +42,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NewType, TypeVar, get_type_hints
 
 from compile.errors import CompileError
 from compile.json_file import read_text
+from compile.sources import located
 from targets import TARGETS
 
 if sys.version_info >= (3, 11):
@@ -51,6 +55,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+Source = NewType("Source", str)  # of a model, see compile.sources
 
 
 def number(low: float, high: float, default: Any = MISSING) -> Any:
@@ -82,10 +87,17 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """Whom the student learns from, if not from the model that it is made of."""
+
+    model: Source  # a path, hf:ORG/NAME or pypi:PACKAGE
+
+
+@dataclass(frozen=True)
 class Student:
     """The shape of a smaller student: a share of the parameters, or sizes."""
 
-    parameters: float | None = number(0.05, 0.95, None)  # share of the teacher's
+    parameters: float | None = number(0.05, 0.95, None)  # share of the model's
     layers: int | None = number(1, 1000, None)
     ffn: int | None = number(32, 10**6, None)  # width between gate and down
 
@@ -163,6 +175,7 @@ class Recipe:
     """What the file says; a table that is None was not in it."""
 
     data: Data = field(default_factory=Data)
+    teacher: Teacher | None = None
     student: Student | None = None
     distill: Training | None = None
     quantize: Quantization = field(default_factory=Quantization)
@@ -173,12 +186,18 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.student is not None and self.distill is None:
             raise RecipeError("student", "a pruned student must learn: add [distill] with steps")
-        if self.distill is not None and self.student is None:
+        if self.distill is not None and self.student is None and self.teacher is None:
             raise RecipeError(
                 "distill",
-                "the student is the teacher, there is nothing to learn: add [student], or name "
-                "the table [finetune] to train the quantized weights",
+                "the student is the teacher, there is nothing to learn: add [student] or "
+                "[teacher], or name the table [finetune] to train the quantized weights",
             )
+        if self.teacher is not None:
+            if not self.trains:
+                raise RecipeError("teacher", "nothing learns from it: add [finetune] with steps")
+            for training in (self.distill, self.finetune):
+                if training is not None and training.states:
+                    raise RecipeError("teacher", "its layers are others: leave out states")
         if self.budget is not None:
             for name in ("group", "symmetric", "head_bits"):
                 if getattr(self.quantize, name) is not None:
@@ -192,6 +211,7 @@ class Recipe:
 
 TABLES: dict[str, type] = {
     "data": Data,
+    "teacher": Teacher,
     "student": Student,
     "distill": Training,
     "quantize": Quantization,
@@ -244,6 +264,8 @@ def build(kind: type[T], table: Mapping[str, Any], folder: Path) -> T:
     for key, value in values.items():
         if hints[key] == tuple[Path, ...]:
             values[key] = tuple(folder / name for name in value)
+        if hints[key] is Source:
+            values[key] = located(value, folder)
     return kind(**values)
 
 
@@ -264,6 +286,10 @@ def checked(spec: Field[Any], hint: Any, value: Any) -> Any:
     if hint in (bool, bool | None):
         if not isinstance(value, bool):
             raise RecipeError(spec.name, "must be true or false")
+        return value
+    if hint is Source:
+        if not isinstance(value, str) or not value.strip():
+            raise RecipeError(spec.name, "must be a path, hf:ORG/NAME or pypi:PACKAGE")
         return value
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):

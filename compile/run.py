@@ -29,9 +29,10 @@ from compile.quantize.budget import candidates, choose, sensitivity, sizes
 from compile.quantize.calibrate import CALIBRATION, calibrate
 from compile.quantize.formats import Formats, MatrixFormat
 from compile.quantize.nearest import QuantizedCheckpoint
-from compile.recipe import Budget, Recipe, Training
+from compile.recipe import Budget, Recipe, Student, Training
 from compile.sources import resolve
 from compile.stored import open_stored, store
+from compile.vocabulary import check_same
 from compile.work import Step, Work, content_key, digest
 from edge_llm import manifest as m
 from edge_llm.errors import EdgeLLMError
@@ -103,7 +104,7 @@ class Outcome:
 
     manifest: m.Manifest
     data: Data
-    trials: tuple[Trial, ...]  # the teacher's first, that of what was packed last
+    trials: tuple[Trial, ...]  # that of the model as it came first, that of what was packed last
     steps: tuple[Step, ...]
 
 
@@ -118,9 +119,9 @@ def run_recipe(
     """
     run = Run(recipe, options, work, report)
     try:
-        teacher = run.imported()
-        data = run.data(teacher)
-        student = run.distilled(teacher, data)
+        model = run.imported()
+        data = run.data(model)
+        student = run.distilled(model, data)
         quantized = run.quantized(student, data)
         if not work.leads:
             return None
@@ -138,31 +139,37 @@ class Run:
         self.options = options
         self.work = work
         self.models: list[Model] = []  # in the order in which they were made
-        self._layers: Sequence[int] = ()  # of the teacher, that a pruned student's were
+        self._layers: Sequence[int] = ()  # of the model as it came, that a pruned student's were
         self._report = report
 
     def imported(self) -> Model:
-        """The teacher."""
+        """The model as it came; it teaches, unless the recipe names another teacher."""
         done = self._stage("import")
-        path = resolve(self.options.source)
+        path, taught = resolve(self.options.source), self.recipe.teacher
         key = content_key(source_files(path))
-        teacher = Model("teacher", "as it came", key, open_checkpoint(path))
+        model = Model("original" if taught else "teacher", "as it came", key, open_checkpoint(path))
+        if taught:
+            path = resolve(taught.model)
+            key = content_key(source_files(path))
+        self._teacher_path, self._teacher_key = path, key
         done(1.0)
         if self.work.leads:  # one process says what is wrong; torchrun then ends the others
-            self._check(teacher)
-        return self._made(teacher)
+            self._check(model)
+        return self._made(model)
 
-    def _check(self, teacher: Model) -> None:
+    def _check(self, model: Model) -> None:
         """Refuse now what would be refused once everything has been trained."""
-        config, files = teacher.checkpoint.config, teacher.checkpoint.tokenizer
-        predictor = CheckpointPredictor(config.name, teacher.checkpoint)
+        config, files = model.checkpoint.config, model.checkpoint.tokenizer
+        if self.recipe.teacher is not None:
+            check_same(files, self._teacher_path)
+        predictor = CheckpointPredictor(config.name, model.checkpoint)
         for prompt in self.recipe.evaluate.prompts:
             try:
                 predictor.prompt(prompt, raw=False)
             except EdgeLLMError as error:
                 raise CompileError(f"[evaluate] prompts: {prompt[:40]!r}: {error}") from None
         if self.recipe.student is None:
-            self._check_sizes(teacher.checkpoint)
+            self._check_sizes(model.checkpoint)
             return
         config = student_config(config, self.recipe.student)
         if self.recipe.budget is not None:
@@ -178,10 +185,10 @@ class Run:
         else:
             make_plan(config, Formats.of(checkpoint, self.options.formats), self.options)
 
-    def data(self, teacher: Model) -> Data:
+    def data(self, model: Model) -> Data:
         """The user's text, or one that the teacher writes."""
         settings, evaluate = self.recipe.data, self.recipe.evaluate
-        config, files = teacher.checkpoint.config, teacher.checkpoint.tokenizer
+        config, files = model.checkpoint.config, model.checkpoint.tokenizer
         if settings.length > config.context:
             raise CompileError(
                 f"[data] length {settings.length}: {config.name} was trained for {config.context} "
@@ -195,7 +202,7 @@ class Run:
             tokens = read_tokens(settings.text, files, settings.length, settings.tokens)
             source = " and ".join(path.name for path in settings.text)
         else:
-            tokens = self._sampled(teacher)
+            tokens = self._sampled(files)
             source = "what the teacher wrote"
         if held is None:
             tokens, held = split(tokens, evaluate.tokens)
@@ -203,8 +210,8 @@ class Run:
         notes = (f"{t.size:,} tokens of {s}" for t, s in ((tokens, source), (held, held_source)))
         return Data(tokens, held, *notes)
 
-    def _sampled(self, teacher: Model) -> Tokens:
-        settings, files = self.recipe.data, teacher.checkpoint.tokenizer
+    def _sampled(self, files: TokenizerFiles) -> Tokens:
+        settings = self.recipe.data
         wanted = {"tokens": settings.tokens, "length": settings.length, "seed": settings.seed}
 
         def make(folder: Path, done: Done) -> None:
@@ -214,30 +221,36 @@ class Run:
             with replacing(folder / TOKENS) as file:
                 np.save(file, tokens)
 
-        step = self._step("sample", {"teacher": teacher.key, **wanted}, make)
+        step = self._step("sample", {"teacher": self._teacher_key, **wanted}, make)
         tokens: Tokens = np.load(step.folder / TOKENS)
         return tokens
 
-    def distilled(self, teacher: Model, data: Data) -> Model:
-        """A smaller student that has learned from the teacher, if the recipe wants one."""
-        shape, training = self.recipe.student, self.recipe.distill
-        if shape is None or training is None:
-            return teacher
+    def distilled(self, model: Model, data: Data) -> Model:
+        """What has learned from the teacher, cut out of the model first where it is smaller."""
+        training = self.recipe.distill
+        if training is None:
+            return model
+        if self.recipe.student is not None:
+            model = self._pruned(model, self.recipe.student, data)
+        step = self._trained("distill", model, training, data)
+        return self._made(opened_model("distilled", step, f"{training.steps:,} steps"))
+
+    def _pruned(self, model: Model, shape: Student, data: Data) -> Model:
+        """The layers and columns of the model that matter most."""
         tokens = self._calibration(data)
 
         def make(folder: Path, done: Done) -> dict[str, Any]:
-            config = student_config(teacher.checkpoint.config, shape)
-            pruned = prune(teacher.checkpoint, config.layers, config.ffn, tokens, done)
+            config = student_config(model.checkpoint.config, shape)
+            pruned = prune(model.checkpoint, config.layers, config.ffn, tokens, done)
             store(folder / WEIGHTS, pruned)
             return {"layers": list(pruned.layers)}
 
-        inputs = {"teacher": teacher.key, "shape": asdict(shape), "data": hash_tokens(tokens)}
+        inputs = {"teacher": model.key, "shape": asdict(shape), "data": hash_tokens(tokens)}
         step = self._step("prune", inputs, make)
-        pruned = self._made(opened_model("pruned", step))
-        self._check_sizes(pruned.checkpoint)
+        student = self._made(opened_model("pruned", step))
+        self._check_sizes(student.checkpoint)
         self._layers = step.facts["layers"]
-        step = self._trained("distill", pruned, training, data)
-        return self._made(opened_model("distilled", step, f"{training.steps:,} steps"))
+        return student
 
     def quantized(self, student: Model, data: Data) -> Model:
         """The student in integers, and trained on with them if the recipe wants that."""
@@ -339,7 +352,7 @@ class Run:
         inputs = {
             "student": student.key,
             "quantized": quantized.key if quantized else None,
-            "teacher": self.models[0].key,
+            "teacher": self._teacher_key,
             "tokens": hash_tokens(data.learned),
             "training": {key: value for key, value in chosen.items() if key != "save_every"},
         }
@@ -353,7 +366,7 @@ class Run:
         from compile.distill.teacher import open_teacher
 
         machine = Machine.here()
-        return open_teacher(resolve(self.options.source), machine), machine
+        return open_teacher(self._teacher_path, machine), machine
 
     def packed(self, model: Model) -> m.Manifest:
         """Lower, build and pack: the artifact."""
@@ -367,20 +380,20 @@ class Run:
 
     def _trial(self, model: Model, data: Data) -> Trial:
         settings = self.recipe.evaluate
-        teacher, *_, last = self.models
-        prompts = settings.prompts if model in (teacher, last) else ()
+        first, *_, last = self.models
+        prompts = settings.prompts if model in (first, last) else ()
 
         def make(folder: Path, done: Done) -> dict[str, Any]:
             student = CheckpointPredictor(model.title, model.checkpoint)
-            other = CheckpointPredictor(teacher.title, teacher.checkpoint)
+            other = CheckpointPredictor(first.title, first.checkpoint)
             parts = told(data.held_out.tolist(), done)
-            predictions = score(parts, student, None if model is teacher else other)
+            predictions = score(parts, student, None if model is first else other)
             given = [student.generate(prompt, False, settings.answer) for prompt in prompts]
             return {"figures": predictions.summary(), "answers": given}
 
         inputs = {
             "model": model.key,
-            "teacher": teacher.key,
+            "teacher": first.key,
             "held_out": hash_tokens(data.held_out),
             "prompts": prompts,
             "answer": settings.answer,

@@ -76,6 +76,12 @@ def resolve(spec: str, cache_dir: Path | None = None, progress: Progress | None 
     return path
 
 
+def located(spec: str, folder: Path) -> str:
+    """The same, a path seen from ``folder``."""
+    fetched = spec.partition(":")[0] in ("hf", "pypi") and ":" in spec
+    return spec if fetched else str(folder / spec)
+
+
 def _from_hub(name: str, cache: Path, tell: Progress) -> Path:
     """The folder of a model on the Hub; an interrupted download goes on where it stopped."""
     if not HUB_NAME.fullmatch(name):

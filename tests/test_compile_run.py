@@ -5,6 +5,8 @@ The whole way, distillation and all, is walked in tests/test_compile_recipe_path
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,21 @@ from compile.errors import CompileError
 from compile.importer import open_checkpoint
 from compile.pipeline import Options
 from compile.quantize.formats import Choices
-from compile.recipe import Budget, Data, Evaluation, Quantization, Recipe, Student, Training
+from compile.recipe import (
+    Budget,
+    Data,
+    Evaluation,
+    Quantization,
+    Recipe,
+    Source,
+    Student,
+    Teacher,
+    Training,
+)
 from compile.run import Run
 from compile.work import opened
 from targets import TARGETS
-from tests.tiny_model import CORPUS, write_tiny_gguf
+from tests.tiny_model import CORPUS, write_tiny_gguf, write_tiny_huggingface, write_tiny_teacher
 
 LENGTH = 16
 TEXT = "\n".join(CORPUS * 4)
@@ -147,6 +159,46 @@ def test_a_text_to_compare_on_is_read_before_the_teacher_writes(
 ) -> None:
     recipe = a_recipe(folder, data=Data(length=LENGTH), evaluate=Evaluation((tmp_path / "none",)))
     with pytest.raises(CompileError, match="none is missing"):
+        quantized(folder, tmp_path / "work", recipe)
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
+def test_a_larger_teacher_writes_and_teaches(folder: Path, tmp_path: Path) -> None:
+    def taught(teacher: Path) -> list[tuple[str, bool]]:
+        recipe = a_recipe(
+            folder,
+            data=Data(tokens=2048, length=LENGTH),
+            teacher=Teacher(Source(str(teacher))),
+            distill=Training(2),
+            finetune=Training(2),
+        )
+        return quantized(folder, tmp_path / "work", recipe)
+
+    write_tiny_teacher(tmp_path / "qwen")
+    made = taught(tmp_path / "qwen")
+    assert [name for name, _ in made[:4]] == ["sample", "distill", "quantize", "finetune"]
+    assert made[4][0] == "evaluate-original"
+    assert not any(there for _, there in made)
+    assert all(there for _, there in taught(tmp_path / "qwen"))
+    write_tiny_huggingface(tmp_path / "llama")
+    assert not any(there for name, there in taught(tmp_path / "llama") if "original" not in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [write_tiny_huggingface, write_tiny_teacher])
+def test_a_teacher_of_other_tokens_is_refused_before_anything_is_made(
+    folder: Path, tmp_path: Path, write: Callable[..., object]
+) -> None:
+    write(tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    one, two = (token for token, number in vocabulary.items() if number in (300, 301))
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    path.write_text(json.dumps(content))
+    recipe = a_recipe(folder, teacher=Teacher(Source(str(path.parent))), finetune=Training(2))
+    with pytest.raises(CompileError, match=r"has another vocabulary: token 300, .* there; a"):
         quantized(folder, tmp_path / "work", recipe)
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["lock"]
 

@@ -288,6 +288,27 @@ def write_tiny_huggingface(folder: Path, **sizes: Any) -> TinyModel:
     return model
 
 
+def write_tiny_teacher(folder: Path, **sizes: Any) -> None:
+    """Write a Qwen 2 with random weights, which only transformers opens, for the same tokenizer.
+
+    Its matrices have rows for 64 tokens more than there are.
+    """
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    model = TinyModel(**sizes)
+    write_tiny_huggingface(folder, **sizes)  # of which its own files take the place of some
+    config = Qwen2Config(
+        vocab_size=model.vocab + 64,
+        hidden_size=2 * model.width,
+        intermediate_size=2 * model.ffn,
+        num_hidden_layers=model.layers + 1,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
+        max_position_embeddings=model.context,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
 def huggingface_config(model: TinyModel) -> dict[str, Any]:
     """config.json of the model."""
     return {

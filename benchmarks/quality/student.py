@@ -1,12 +1,14 @@
 """``python -m benchmarks.quality.student``: a pruned student, before and after it has learned.
 
-Runs compile/recipes/student.toml and tells of it in Markdown: the stages on text of the teacher's
-that nothing learned from, the curve, and what teacher and student say to the recipe's prompts.
+Runs compile/recipes/student.toml, or with ``--recipe student-gpu`` the one for a GPU, and tells of
+it in Markdown: the stages on text of the teacher's that nothing learned from, the curve, and what
+teacher and student say to student.toml's prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,6 +21,7 @@ from compile.commands.recipe import planned
 from compile.errors import CompileError
 from compile.pipeline import Options
 from compile.quantize.formats import Choices
+from compile.recipe import read_recipe
 from compile.report.content import Cost, Model, Report
 from compile.report.page import human_count, human_time
 from compile.report.tell import tell
@@ -28,59 +31,65 @@ from edge_llm.files import replacing
 from targets import TARGETS
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-RECIPE = PROJECT / "compile" / "recipes" / "student.toml"
+RECIPES = PROJECT / "compile" / "recipes"
+NAMES = ("student", "student-gpu")
 WORK = PROJECT / ".cache" / "quality"
 COMMAND = "python -m benchmarks.quality.student"
-PAGE_NAME, PICTURE_NAME = "student.md", "student.png"
 
 
 @click.command()
 @click.option(
-    "-o", "--output", type=FOLDER, default=PROJECT / "docs" / "quality", metavar="FOLDER",
-    help=f"Gets {PAGE_NAME} and {PICTURE_NAME}.  [default: docs/quality]",
+    "--recipe", type=click.Choice(NAMES), default=NAMES[0], show_default=True,
+    help="Of compile/recipes; the second takes a GPU.",
 )  # fmt: skip
-def main(output: Path) -> None:
-    """Prune, distill and quantize a student by compile/recipes/student.toml, and tell of it.
+@click.option(
+    "-o", "--output", type=FOLDER, default=PROJECT / "docs" / "quality", metavar="FOLDER",
+    help="Gets RECIPE.md and RECIPE.png.  [default: docs/quality]",
+)  # fmt: skip
+def main(recipe: str, output: Path) -> None:
+    """Prune, distill and quantize a student by a recipe, and tell of it.
 
-    Takes hours. Its steps are kept in .cache/quality: an interrupted run goes on.
+    Takes hours. Its steps are kept in .cache/quality: an interrupted run goes on, also with steps
+    that another machine has made.
     """
     try:
-        report = made()
+        report = made(recipe)
     except CompileError as error:
         raise click.ClickException(str(error)) from None
     output.mkdir(parents=True, exist_ok=True)
-    draw_curve(
-        next(curve for curve in report.curves if curve.title == "distill"), output / PICTURE_NAME
-    )
-    with replacing(output / PAGE_NAME) as file:
-        file.write("\n".join([*markdown(report), ""]).encode())
+    picture = output / f"{recipe}.png"
+    draw_curve(next(curve for curve in report.curves if curve.title == "distill"), picture)
+    with replacing(output / f"{recipe}.md") as file:
+        file.write("\n".join([*markdown(report, picture.name), ""]).encode())
     click.echo("\n".join(table(report.models)))
 
 
-def made() -> Report:
+def made(name: str) -> Report:
     """What the recipe's run tells."""
-    plan = planned(RECIPE, None, None, Choices())
+    plan = planned(RECIPES / f"{name}.toml", None, None, Choices())
     assert plan.target is not None  # the recipe names the board that it fits
-    artifact = WORK / "student.edge"
+    asked = read_recipe(RECIPES / f"{NAMES[0]}.toml").evaluate
+    artifact = WORK / f"{name}.edge"
     options = Options(SOURCE, TARGETS[plan.target], artifact, plan.context, plan.formats)
     WORK.mkdir(parents=True, exist_ok=True)
-    with opened(WORK / "student.work") as work, progress() as report:
-        outcome = run_recipe(plan.recipe, options, work, report)
+    with opened(WORK / f"{name}.work") as work, progress() as report:
+        outcome = run_recipe(replace(plan.recipe, evaluate=asked), options, work, report)
     assert outcome is not None
-    return tell(outcome, options, COMMAND, plan.text, plan.recipe.evaluate.prompts)
+    command = COMMAND if name == NAMES[0] else f"{COMMAND} --recipe {name}"
+    return tell(outcome, options, command, plan.text, asked.prompts)
 
 
-def markdown(report: Report) -> Iterator[str]:
+def markdown(report: Report, picture: str) -> Iterator[str]:
     """The page's lines."""
     teacher, last = report.models[0], report.models[-1]
-    yield from ("# A smaller student", "", f"Written by `{COMMAND}`.", "")
+    yield from ("# A smaller student", "", f"Written by `{report.command}`.", "")
     yield f"- Teacher: {report.source}, {human_count(teacher.parameters)} parameters"
     yield f"- Student: {last.parameters / teacher.parameters:.1%} of them"
     yield f"- Learned from: {report.data}"
     yield f"- Held out: {report.held_out}"
     yield f"- Artifact: {report.artifact_bytes / 1e6:.1f} MB, for {report.target}"
     yield from ("", "## Stages", "", *table(report.models))
-    yield from ("", f"![loss and KL while it learns]({PICTURE_NAME})")
+    yield from ("", f"![loss and KL while it learns]({picture})")
     yield from ("", "## Prompts", "", *answers(report))
     yield from ("", "## Time", "", *times(report.costs))
 

@@ -58,9 +58,7 @@ def planned(path: Path, target: str | None, context: int | None, formats: Choice
         if budget.fits is not None:
             target = one("[budget] fits", budget.fits, "--target", target)
     if recipe.trains and importlib.util.find_spec("torch") is None:
-        raise CompileError(
-            f"{path}: {why(recipe)} takes PyTorch: pip install 'edge-llm[compile,distill]'"
-        )
+        raise CompileError(f"{path}: {why(recipe)} takes PyTorch: run make distill")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for training in (recipe.distill, recipe.finetune):
         if training is not None and training.batch % processes:

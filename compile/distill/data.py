@@ -61,7 +61,8 @@ def sample(
         if not path.exists():
             random = torch.Generator().manual_seed(seed * 1_000_003 + part)
             writers = [Writer(openings, chat=i % 2 == 1, random=random) for i in range(together)]
-            text = write(teacher, writers, length, random, partial(_report, report, part, parts))
+            told = partial(_report, report, part, parts)
+            text = write(teacher, openings.vocabulary, writers, length, random, told)
             with replacing(path) as file:
                 np.save(file, text)
         written.append(np.load(path))
@@ -80,7 +81,8 @@ class Openings:
         tokenizer = Tokenizer.from_str(files.tokenizer_json.decode())
         self.ends = frozenset(files.eos_token_ids)
         special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        self.ordinary = [i for i in range(tokenizer.get_vocab_size()) if i not in special]
+        self.vocabulary = tokenizer.get_vocab_size()
+        self.ordinary = [i for i in range(self.vocabulary) if i not in special]
         self.start = [] if files.bos_token_id is None else [files.bos_token_id]
         self.ask: list[int] = []
         self.answer: list[int] = []
@@ -128,6 +130,7 @@ class Writer:
 @torch.no_grad()
 def write(
     teacher: Teacher,
+    vocabulary: int,
     writers: Sequence[Writer],
     length: int,
     random: torch.Generator,
@@ -139,7 +142,8 @@ def write(
     generation = teacher.generation(length)
     for position in range(1, length):
         logits = generation(torch.from_numpy(text[:, position - 1 : position]).long())
-        likeliest, ids = (x.cpu() for x in logits.float().topk(min(LIKELIEST, logits.shape[-1])))
+        known = logits[:, :vocabulary].float()  # a teacher's matrix may have some rows more
+        likeliest, ids = (x.cpu() for x in known.topk(min(LIKELIEST, known.shape[-1])))
         picks = torch.multinomial(likeliest.softmax(-1), 1, generator=random)
         drawn = ids.gather(1, picks)[:, 0].tolist()
         text[:, position] = [w.next(token) for w, token in zip(writers, drawn, strict=True)]

@@ -219,8 +219,12 @@ class Order:
 
 
 def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """Of logits [..., vocab], in nats: float32 [...]."""
-    log_p, log_q = (logits.float().log_softmax(-1) for logits in (teacher, student))
+    """Of logits [..., vocab], in nats: float32 [...].
+
+    One of them may have some more, with which its matrix was filled up to a round number.
+    """
+    vocabulary = min(teacher.shape[-1], student.shape[-1])
+    log_p, log_q = (x[..., :vocabulary].float().log_softmax(-1) for x in (teacher, student))
     return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 

@@ -61,7 +61,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Report:
-    """All of it; the first model is the teacher, the last is in the artifact."""
+    """All of it; the first model is the one that came, the last is in the artifact."""
 
     name: str
     artifact: str  # file name

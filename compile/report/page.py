@@ -37,7 +37,7 @@ def render(report: Report) -> str:
     pictures = [(curve.title, draw(curve)) for curve in report.curves]
     return template.render(
         report=report,
-        teacher=report.models[0],
+        first=report.models[0],
         final=report.models[-1],
         pictures=pictures,
         longest=max((cost.seconds for cost in report.costs), default=0) or 1.0,

@@ -38,7 +38,7 @@ def tell(
         options: it was given.
         command: that a user would type.
         recipe: its text.
-        prompts: that the teacher and the last model answered.
+        prompts: that the first and the last model answered.
     """
     manifest, source = outcome.manifest, resolve(options.source)
     before, after = (outcome.trials[i].model.checkpoint for i in (0, -1))

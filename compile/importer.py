@@ -47,7 +47,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from compile.import_artifact import open_artifact  # which needs TVM: seconds
 
         return open_artifact(path)
-    raise CompileError(f"{path}: neither a GGUF file nor a Hugging Face folder")
+    raise CompileError(
+        f"{path}: neither a GGUF, a folder of Hugging Face, a .onnx file, an artifact, nor a "
+        "recipe's weights"
+    )
 
 
 def source_files(path: Path) -> list[Path]:

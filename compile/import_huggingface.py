@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from compile.checkpoint import ModelConfig, Tensor, TokenizerFiles
 from compile.errors import CompileError, UnsupportedError
 from compile.huggingface_tokenizer import read_tokenizer
 from compile.json_file import Settings, read_settings
-from compile.llama_tensors import check_sizes, check_tensors, tensor_shapes
+from compile.llama_tensors import check_rope_base, check_sizes, check_tensors, tensor_shapes
 from compile.safetensors_folder import SafetensorsFolder
 
 MODEL_TYPES = ("llama", "mistral")
@@ -107,47 +108,36 @@ def read_config(folder: Path, settings: Settings) -> ModelConfig:
     if settings.flag("use_sliding_window", True) and "sliding_window" in settings:
         # up to the window's size, the window changes nothing
         context = min(context, settings.integer("sliding_window"))
-    layers = settings.integer("num_hidden_layers")
-    kv_heads = settings.integer("num_key_value_heads", heads)
-    ffn = settings.integer("intermediate_size")
-    vocab_size = settings.integer("vocab_size")
-    norm_eps = settings.number("rms_norm_eps", 1e-6)
+    config = ModelConfig(
+        family="llama",
+        name=folder.resolve().name,
+        layers=settings.integer("num_hidden_layers"),
+        width=width,
+        heads=heads,
+        kv_heads=settings.integer("num_key_value_heads", heads),
+        head_dim=head_dim,
+        ffn=settings.integer("intermediate_size"),
+        vocab_size=settings.integer("vocab_size"),
+        context=context,
+        norm_eps=settings.number("rms_norm_eps", 1e-6),
+        rope_frequencies=(),
+        tied=settings.flag("tie_word_embeddings", False),
+    )
+    check_sizes(settings.path, config)
+    return replace(
+        config,
+        norm_eps=float(np.float32(config.norm_eps)),  # as a GGUF of the same model has it
+        rope_frequencies=tuple(_rope_frequencies(settings, head_dim).tolist()),
+    )
+
+
+def _rope_frequencies(settings: Settings, head_dim: int) -> rope.Frequencies:
+    """Scaled as ``rope_scaling`` says, or ``rope_parameters`` as newer configurations call it."""
+    path = settings.path
     base = settings.section("rope_parameters").number(
         "rope_theta", settings.number("rope_theta", 10000.0)
     )
-    check_sizes(
-        settings.path,
-        layers=layers,
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        ffn=ffn,
-        vocab_size=vocab_size,
-        context=context,
-        norm_eps=norm_eps,
-        rope_base=base,
-    )
-    return ModelConfig(
-        family="llama",
-        name=folder.resolve().name,
-        layers=layers,
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        ffn=ffn,
-        vocab_size=vocab_size,
-        context=context,
-        norm_eps=float(np.float32(norm_eps)),  # as a GGUF of the same model has it
-        rope_frequencies=tuple(_rope_frequencies(settings, base, head_dim).tolist()),
-        tied=settings.flag("tie_word_embeddings", False),
-    )
-
-
-def _rope_frequencies(settings: Settings, base: float, head_dim: int) -> rope.Frequencies:
-    """Scaled as ``rope_scaling`` says, or ``rope_parameters`` as newer configurations call it."""
-    path = settings.path
+    check_rope_base(path, base)
     plain = rope.frequencies(base, head_dim)
     section = "rope_parameters" if "rope_parameters" in settings else "rope_scaling"
     scaling = settings.section(section)

@@ -234,19 +234,7 @@ def _from_graph(
 
 
 def _check(path: Path, config: ModelConfig) -> None:
-    check_sizes(
-        path,
-        layers=config.layers,
-        width=config.width,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        ffn=config.ffn,
-        vocab_size=config.vocab_size,
-        context=config.context,
-        norm_eps=config.norm_eps,
-        rope_base=math.inf,  # the frequencies are given instead
-    )
+    check_sizes(path, config)
     if len(config.rope_frequencies) != config.head_dim // 2:
         raise CompileError(f"{path}: {len(config.rope_frequencies)} rotary frequencies a head")
 

@@ -16,42 +16,40 @@ MAX_SIZE = 1 << 24  # of any other dimension; keeps every product far below 2**6
 Shape = tuple[int, ...]
 
 
-def check_sizes(
-    path: Path,
-    *,
-    layers: int,
-    width: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    ffn: int,
-    vocab_size: int,
-    context: int,
-    norm_eps: float,
-    rope_base: float,
-) -> None:
-    """CompileError where a size is absurd or does not go with another."""
+def check_sizes(path: Path, config: ModelConfig) -> None:
+    """CompileError where a size is absurd or does not go with another.
+
+    Rotary frequencies are not looked at: their number follows from sizes checked here.
+    """
     limits = {
-        "layers": (layers, MAX_LAYERS),
-        "width": (width, MAX_SIZE),
-        "heads": (heads, MAX_SIZE),
-        "key-value heads": (kv_heads, MAX_SIZE),
-        "head dimension": (head_dim, MAX_HEAD_DIM),
-        "feed-forward width": (ffn, MAX_SIZE),
-        "vocabulary": (vocab_size, MAX_SIZE),
-        "context": (context, MAX_SIZE),
+        "layers": (config.layers, MAX_LAYERS),
+        "width": (config.width, MAX_SIZE),
+        "heads": (config.heads, MAX_SIZE),
+        "key-value heads": (config.kv_heads, MAX_SIZE),
+        "head dimension": (config.head_dim, MAX_HEAD_DIM),
+        "feed-forward width": (config.ffn, MAX_SIZE),
+        "vocabulary": (config.vocab_size, MAX_SIZE),
+        "context": (config.context, MAX_SIZE),
     }
     for what, (value, limit) in limits.items():
         if not 1 <= value <= limit:
             raise CompileError(f"{path}: {what} of {value}; it must be 1 to {limit}")
-    if heads % kv_heads:
-        raise CompileError(f"{path}: {heads} heads cannot share {kv_heads} key-value heads")
-    if head_dim % 2:
-        raise CompileError(f"{path}: head dimension {head_dim} is odd; rotary positions need pairs")
-    if not 0 < norm_eps < 1:
-        raise CompileError(f"{path}: norm epsilon {norm_eps} is not between 0 and 1")
-    if not rope_base > 1:
-        raise CompileError(f"{path}: rotary base {rope_base} is not above 1")
+    if config.heads % config.kv_heads:
+        raise CompileError(
+            f"{path}: {config.heads} heads cannot share {config.kv_heads} key-value heads"
+        )
+    if config.head_dim % 2:
+        raise CompileError(
+            f"{path}: head dimension {config.head_dim} is odd; rotary positions need pairs"
+        )
+    if not 0 < config.norm_eps < 1:
+        raise CompileError(f"{path}: norm epsilon {config.norm_eps} is not between 0 and 1")
+
+
+def check_rope_base(path: Path, base: float) -> None:
+    """CompileError where no rotary frequencies follow from it."""
+    if not base > 1:
+        raise CompileError(f"{path}: rotary base {base} is not above 1")
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:

@@ -307,7 +307,7 @@ def header(
 HUGE = 2**64 - 1
 ARRAY_OF_TEXTS = struct.pack("<IQ", 8, 2**60)
 DAMAGED = {
-    "empty": (b"", "neither a GGUF file nor"),
+    "empty": (b"", "neither a GGUF, a folder of"),
     "magic only": (b"GGUF", "cut short or damaged: the version at byte 4 takes 4 bytes, 0 are"),
     "half a header": (b"GGUF" + struct.pack("<IQ", 3, 1), "the metadata count at byte 16"),
     "version": (header([], [], version=1), "GGUF version 1; supported are 2 and 3"),
@@ -440,7 +440,7 @@ def as_pipe(path: Path) -> None:
         (as_folder, "config.json is missing"),
         (as_pipe, "neither a file nor a folder"),
         (lambda path: None, "no such file or folder"),
-        (lambda path: path.write_text("hello"), "neither a GGUF file nor"),
+        (lambda path: path.write_text("hello"), "neither a GGUF, a folder of"),
     ],
 )
 def test_what_is_no_model(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:

@@ -20,6 +20,7 @@ from compile.allowance import ArtifactSize, Bits, Fits, allowance, widest
 from compile.checkpoint import Checkpoint, ModelConfig, TokenizerFiles
 from compile.corpus import Tokens, picked, read_tokens, split
 from compile.distill.prune import prune, student_config
+from compile.distill.vocabulary import check_same
 from compile.errors import CompileError
 from compile.evaluate.predictors import CheckpointPredictor
 from compile.graph import KINDS
@@ -32,7 +33,6 @@ from compile.quantize.nearest import QuantizedCheckpoint
 from compile.recipe import Budget, Recipe, Student, Training
 from compile.sources import resolve
 from compile.stored import open_stored, store
-from compile.vocabulary import check_same
 from compile.work import Step, Work, content_key, digest
 from edge_llm import manifest as m
 from edge_llm.errors import EdgeLLMError

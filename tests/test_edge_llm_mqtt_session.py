@@ -294,7 +294,9 @@ def test_a_newer_reply_takes_the_place_of_an_older_one() -> None:
     assert drain(outbox, now=0) == ["final"]
 
 
-def test_the_oldest_replies_are_dropped_where_there_are_too_many() -> None:
+def test_the_oldest_replies_are_dropped_where_there_are_too_many(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     outbox = Outbox(max_replies=3, max_bytes=200)
     outbox.window = 9
     for i in range(4):
@@ -302,6 +304,7 @@ def test_the_oldest_replies_are_dropped_where_there_are_too_many() -> None:
     assert outbox.dropped == 1
     outbox.put((REPLY_TO, b"9"), reply("x" * 300), until=10)  # alone it may be larger
     assert outbox.dropped == 4
+    assert caplog.messages == ["too many replies wait: the oldest go"] * 2
     assert drain(outbox, now=0) == ["x" * 300]
 
 

@@ -61,7 +61,7 @@ class Asked:
     include_usage: bool
 
 
-def read_chat(fields: Fields, deadline: float | None = None) -> Asked:
+def read_chat(fields: Fields) -> Asked:
     """The body of /v1/chat/completions; RequestError 400 names the field at fault."""
     _check_known(fields, CHAT_FIELDS)
     if "max_tokens" in fields and "max_completion_tokens" in fields:
@@ -74,10 +74,10 @@ def read_chat(fields: Fields, deadline: float | None = None) -> Asked:
     if not isinstance(messages, list):
         raise invalid("messages", "messages must be a list")
     asked["messages"] = [_message(f"messages[{i}]", m) for i, m in enumerate(messages)]
-    return _asked(fields, asked, deadline)
+    return _asked(fields, asked)
 
 
-def read_completion(fields: Fields, deadline: float | None = None) -> Asked:
+def read_completion(fields: Fields) -> Asked:
     """The body of /v1/completions: the prompt goes to the model as it is."""
     _check_known(fields, COMPLETION_FIELDS)
     asked: dict[str, object] = {name: fields[name] for name in OURS if name in fields}
@@ -88,10 +88,10 @@ def read_completion(fields: Fields, deadline: float | None = None) -> Asked:
         raise invalid("prompt", "prompt must be one string")
     asked |= {"prompt": prompt, "raw": True}
     asked["max_tokens"] = fields.get("max_tokens", COMPLETION_TOKENS)
-    return _asked(fields, asked, deadline)
+    return _asked(fields, asked)
 
 
-def _asked(fields: Fields, asked: Fields, deadline: float | None) -> Asked:
+def _asked(fields: Fields, asked: Fields) -> Asked:
     stream, options = fields.get("stream", False), fields.get("stream_options", {})
     model = fields.get("model")
     if not isinstance(stream, bool):
@@ -105,7 +105,7 @@ def _asked(fields: Fields, asked: Fields, deadline: float | None) -> Asked:
         raise invalid("model", "model must be a string")
     if "priority" in fields:
         asked = {**asked, "priority": fields["priority"]}
-    return Asked(request_of(asked, deadline), model, stream, include_usage)
+    return Asked(request_of(asked), model, stream, include_usage)
 
 
 def _check_known(fields: Fields, known: frozenset[str]) -> None:

@@ -7,7 +7,7 @@ read_cancel(message, rules)      # the keys it may mean
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from edge_llm.errors import RequestError
 from edge_llm.mqtt.messages import Address, Message, Topics
@@ -120,7 +120,6 @@ def read_cancel(message: Message, rules: Rules) -> Cancel | Ignored:
     id, topic = fields.get("id"), fields.get("reply_to")
     if not is_id(id) or not (topic is None or isinstance(topic, str)):
         return Ignored("a cancellation without correlation data or id")
-    assert isinstance(id, str)  # is_id
     return Cancel(topic, id.encode())
 
 
@@ -149,7 +148,7 @@ def address_of(message: Message, fields: Fields) -> Address | None:
     correlation = message.correlation
     if correlation is not None and len(correlation) > MAX_ID:
         correlation = None  # it is refused, see check_identity
-    return Address(topic, correlation, id if is_id(id) and isinstance(id, str) else None)
+    return Address(topic, correlation, id if is_id(id) else None)
 
 
 def check_identity(message: Message, fields: Fields) -> None:
@@ -162,7 +161,7 @@ def check_identity(message: Message, fields: Fields) -> None:
         raise invalid("Correlation Data", "the request has neither correlation data nor an id")
 
 
-def is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[str]:
     """Whether a value can identify a request in JSON."""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID:
         return False

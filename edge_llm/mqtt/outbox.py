@@ -11,15 +11,19 @@ broker was gone: such a reply is tried again, less and less often, as long as it
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
+from edge_llm.logs import fields
 from edge_llm.mqtt.messages import Key, Reply
 
 MAX_REPLIES = 256
 MAX_BYTES = 8 << 20  # of all replies together
 FIRST_RETRY = 0.25  # seconds; doubles with every attempt
 LAST_RETRY = 30.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,11 +79,14 @@ class Outbox:
         self._remove(key)
         self._entries[key] = Entry(key, reply, until)
         self._bytes += len(reply.payload)
+        before = self.dropped
         while len(self._entries) > self._max_replies or (
             self._bytes > self._max_bytes and len(self._entries) > 1
         ):
             self._remove(next(iter(self._entries)))
             self.dropped += 1
+        if self.dropped > before:
+            log.warning("too many replies wait: the oldest go", extra=fields(dropped=self.dropped))
 
     def take(self, now: float) -> Entry | None:
         """The next reply to send, if there is one and the broker may be sent another."""

@@ -1,6 +1,6 @@
 """How far a training is, in one file that holds all that going on needs; no pickle.
 
-progress = Progress(Path("work"), parameters, optimizer)
+progress = Progress(Path("work"), parameters, optimizer, leads=True)
 step = progress.restore()       # 0 where there is nothing yet
 progress.save(step)
 """
@@ -35,20 +35,30 @@ class Point:
 
 
 class Progress:
-    """Weights, moments and curve of a training, in ``folder/state.safetensors``."""
+    """Weights, moments and curve of a training, in ``folder/state.safetensors``.
+
+    Of several processes that train together one ``leads``: all read, it alone writes.
+    """
 
     def __init__(
-        self, folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+        self,
+        folder: Path,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        leads: bool,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "state.safetensors"
         self._curve = folder / "curve.jsonl"
         self._parameters = parameters
         self._optimizer = optimizer
+        self._leads = leads
         self.points: list[Point] = []
 
     def save(self, step: int) -> None:
         """Keep the state behind ``step`` steps; the file before stays until this one is whole."""
+        if not self._leads:
+            return
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
             tensors[name] = parameter.detach().contiguous()
@@ -77,7 +87,8 @@ class Progress:
                     **{m: file.get_tensor(f"{name} {m}").to(parameter.device) for m in MOMENTS},
                 }
             self.points = [Point(**point) for point in json.loads(metadata["curve"])]
-            self._write_curve()  # whose last point a power cut may have cost
+            if self._leads:
+                self._write_curve()  # whose last point a power cut may have cost
         return int(metadata["step"])
 
     def _write_curve(self) -> None:

@@ -136,7 +136,8 @@ class Run:
         ]
         self._weights = weights
         self._optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
-        self.progress = Progress(folder, dict(self.decoder.named_parameters()), self._optimizer)
+        parameters = dict(self.decoder.named_parameters())
+        self.progress = Progress(folder, parameters, self._optimizer, leads=machine.rank == 0)
 
     def step(self, number: int, windows: Tokens) -> float:
         """Learn from int32 [batch, n]; returns the loss."""
@@ -177,8 +178,7 @@ class Run:
                 kl=kl,
             )
         )
-        if self._machine.rank == 0:
-            self.progress.save(step)
+        self.progress.save(step)
 
     def learned(self) -> LearnedCheckpoint:
         """The student as it is now."""

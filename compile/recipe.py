@@ -6,7 +6,7 @@ All of it may be left out; what is not given has the value shown in the dataclas
     text = "notes.txt"          # one file or a list; without it the teacher writes the text
 
     [teacher]                   # without it the model itself teaches
-    model = "hf:ORG/NAME"       # of the same vocabulary, of any kind that transformers opens
+    model = "hf:ORG/NAME"       # of the same vocabulary; see docs/recipes.md
 
     [student]                   # without it the student has the model's shape
     parameters = 0.6            # share of the model's; or layers = 20 and ffn = 1024

@@ -19,8 +19,8 @@ import numpy as np
 from compile.allowance import ArtifactSize, Bits, Fits, allowance, widest
 from compile.checkpoint import Checkpoint, ModelConfig, TokenizerFiles
 from compile.corpus import Tokens, picked, read_tokens, split
+from compile.distill.match import check_match
 from compile.distill.prune import prune, student_config
-from compile.distill.vocabulary import check_same
 from compile.errors import CompileError
 from compile.evaluate.predictors import CheckpointPredictor
 from compile.graph import KINDS
@@ -161,7 +161,7 @@ class Run:
         """Refuse now what would be refused once everything has been trained."""
         config, files = model.checkpoint.config, model.checkpoint.tokenizer
         if self.recipe.teacher is not None:
-            check_same(files, self._teacher_path)
+            check_match(files, self.recipe.data.length, self._teacher_path)
         predictor = CheckpointPredictor(config.name, model.checkpoint)
         for prompt in self.recipe.evaluate.prompts:
             try:
@@ -221,7 +221,10 @@ class Run:
             with replacing(folder / TOKENS) as file:
                 np.save(file, tokens)
 
-        step = self._step("sample", {"teacher": self._teacher_key, **wanted}, make)
+        inputs = {"teacher": self._teacher_key, **wanted}
+        if self.recipe.teacher is not None:  # whose turns begin and end as the model's do
+            inputs["tokenizer"] = digest(asdict(files))
+        step = self._step("sample", inputs, make)
         tokens: Tokens = np.load(step.folder / TOKENS)
         return tokens
 

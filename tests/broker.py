@@ -112,7 +112,9 @@ def certificate(path: Path) -> None:
     subprocess.run([*command, *files, *names], check=True, capture_output=True, timeout=60)
 
 
-def passwords(path: Path, user: str, password: str) -> None:
-    """A file of one user for a broker's setting ``password_file``."""
-    command = ["mosquitto_passwd", "-b", "-c", str(path), user, password]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+def passwords(path: Path, **users: str) -> None:
+    """A file of users and their passwords for a broker's setting ``password_file``."""
+    path.touch()
+    for user, password in users.items():
+        command = ["mosquitto_passwd", "-b", str(path), user, password]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)

@@ -300,7 +300,7 @@ def test_samples_are_the_teachers_and_kept(
     assert told[-1] == 1.0
     again = sample(teacher, tiny.tokenizer, 1000, 12, 1, tmp_path / "b")
     np.testing.assert_array_equal(one, again)
-    (tmp_path / "b" / "0001-of-64.npy").unlink()  # as if interrupted
+    (tmp_path / "b" / "0001-64-windows.npy").unlink()  # as if interrupted
     np.testing.assert_array_equal(sample(teacher, tiny.tokenizer, 1000, 12, 1, tmp_path / "b"), one)
     assert not np.array_equal(sample(teacher, tiny.tokenizer, 1000, 12, 2, tmp_path / "c"), one)
 

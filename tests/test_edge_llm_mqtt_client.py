@@ -187,19 +187,34 @@ def test_a_broker_that_refuses_us_is_said(tmp_path: Path) -> None:
             list(ask(broker, DEVICE, "Hello"))
 
 
+# What docs/serve.md gives a device and whoever asks it.
+RULES = f"""
+user unit
+topic readwrite edge-llm/{DEVICE}/#
+user me
+topic write edge-llm/{DEVICE}/generate
+topic write edge-llm/{DEVICE}/cancel
+topic read edge-llm/{DEVICE}/status
+topic read edge-llm/{DEVICE}/metrics
+pattern read edge-llm/+/response/%u/#
+"""
+
+
 def test_the_command_is_let_in_by_a_protected_broker(tmp_path: Path) -> None:
     certificate(tmp_path / "broker")
-    passwords(tmp_path / "users", "me", "hush")
+    passwords(tmp_path / "users", me="hush", unit="quiet")
+    (tmp_path / "rules").write_text(RULES)
     (tmp_path / "password").write_text("hush\n")
     settings = (
         f"certfile {tmp_path}/broker.pem",
         f"keyfile {tmp_path}/broker.key",
         f"password_file {tmp_path}/users",
+        f"acl_file {tmp_path}/rules",
         "allow_anonymous false",
     )
     with Broker(tmp_path, *settings) as closed:
         ca = str(tmp_path / "broker.pem")
-        where = brokers.Broker("127.0.0.1", closed.port, True, "me", "hush", ca_file=ca)
+        where = brokers.Broker("127.0.0.1", closed.port, True, "unit", "quiet", ca_file=ca)
         with Unit(where) as unit:
             url = f"mqtts://127.0.0.1:{closed.port}"
             words = [*(sys.executable, "-m", "edge_llm.cli", "ask", "Hello"), "--mqtt", url]

@@ -3,7 +3,7 @@
     tokens = sample(teacher, files, 200_000, 512, seed=0, folder=Path("samples"))
 
 The teacher needs no prompts: half of the windows start with a random token of its vocabulary (Liu
-et al., 2023, LLM-QAT, arXiv:2305.17888), half, where it has a chat template, inside an empty turn
+et al., 2023, LLM-QAT, arXiv:2305.17888), half, where there is a chat template, inside an empty turn
 of the user's, so that it asks the questions too (Xu et al., 2024, Magpie, arXiv:2406.08464).
 """
 
@@ -44,7 +44,7 @@ def sample(
 
     Args:
         teacher: who writes.
-        files: its tokenizer.
+        files: the student's tokenizer, whose turns it writes; of the same vocabulary.
         tokens, length: how much.
         seed: the same gives the same text.
         folder: where finished parts are kept; a second call with the same arguments goes on there.
@@ -53,21 +53,31 @@ def sample(
     folder.mkdir(parents=True, exist_ok=True)
     openings = Openings(files)
     windows = -(-tokens // length)
-    together = min(teacher.together(length), windows)
+    together = _together(folder) or min(teacher.together(length), windows)
     parts = -(-windows // together)
     written = []
     for part in range(parts):
-        path = folder / f"{part:04}-of-{together}.npy"
+        path = folder / f"{part:04}-{together}-windows.npy"
         if not path.exists():
             random = torch.Generator().manual_seed(seed * 1_000_003 + part)
-            writers = [Writer(openings, chat=i % 2 == 1, random=random) for i in range(together)]
+            count = min(together, windows - part * together)
+            writers = [Writer(openings, chat=i % 2 == 1, random=random) for i in range(count)]
             told = partial(_report, report, part, parts)
             text = write(teacher, openings.vocabulary, writers, length, random, told)
             with replacing(path) as file:
                 np.save(file, text)
         written.append(np.load(path))
         report((part + 1) / parts)
-    return np.concatenate(written)[:windows]
+    return np.concatenate(written)
+
+
+def _together(folder: Path) -> int | None:
+    """How many windows the first part has that an interrupted call has left, if it has left any.
+
+    A machine may have room for more or fewer by now.
+    """
+    left = next(folder.glob("0000-*-windows.npy"), None)
+    return None if left is None else int(left.name.split("-")[1])
 
 
 def _report(report: Report, part: int, parts: int, done: float) -> None:

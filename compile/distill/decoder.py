@@ -133,17 +133,14 @@ class Decoder(nn.Module):
                 ).flatten(-2)
             case Attention(out, q, k, v):
                 query, keys, vals = (heads(name).transpose(1, 2) for name in (q, k, v))
+                query, keys = query.to(vals.dtype), keys.to(vals.dtype)
                 if cache is not None and layer is not None:
                     keys, vals = cache.extend(layer, keys, vals)
                 shape, several = query.shape, query.shape[2] > 1
                 if not several:  # heads that share keys look them up together, as if in a row
                     query = query.reshape(keys.shape[0], keys.shape[1], -1, shape[3])
                 attended = functional.scaled_dot_product_attention(
-                    query.to(vals.dtype),
-                    keys.to(vals.dtype),
-                    vals,
-                    is_causal=several,
-                    enable_gqa=several,
+                    query, keys, vals, is_causal=several, enable_gqa=several
                 )
                 values[out] = attended.reshape(shape).transpose(1, 2).flatten(-2)
             case Gate(out, gate, up):

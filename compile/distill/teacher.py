@@ -20,9 +20,11 @@ from torch import Tensor
 from compile.checkpoint import Checkpoint
 from compile.distill.decoder import Cache, Decoder
 from compile.distill.machine import Machine
-from compile.errors import UnsupportedError
+from compile.errors import CompileError, UnsupportedError
 from compile.foreign_errors import translated
 from compile.importer import open_checkpoint
+
+HEADS = "num_attention_heads", "num_key_value_heads"  # as transformers calls them
 
 # int64 [batch, n] on any device → the last one's logits, [batch, vocab], on the teacher's
 Step = Callable[[Tensor], Tensor]
@@ -55,11 +57,12 @@ class Teacher(Protocol):
 
 
 def open_teacher(path: Path, machine: Machine) -> Teacher:
-    """A teacher from a GGUF file, a Hugging Face folder or a checkpoint of ours."""
-    try:
-        return DecoderTeacher(open_checkpoint(path), machine)
-    except UnsupportedError:
-        return TransformersTeacher(path, machine)
+    """A teacher of any format that our importers open, or transformers; CompileError if neither."""
+    with translated(f"{path}: cannot teach on {machine.device}"):  # where there is no room, say
+        try:
+            return DecoderTeacher(open_checkpoint(path), machine)
+        except UnsupportedError:
+            return TransformersTeacher(path, machine)
 
 
 class DecoderTeacher:
@@ -103,7 +106,10 @@ class TransformersTeacher:
     def __init__(self, path: Path, machine: Machine) -> None:
         from transformers import AutoModelForCausalLM
 
-        place: dict[str, Any] = {} if path.is_dir() else {"gguf_file": path.name}
+        # Weights that are a pickle are refused: loading one can run code.
+        place: dict[str, Any] = (
+            {"use_safetensors": True} if path.is_dir() else {"gguf_file": path.name}
+        )
         with translated(f"{path}: transformers cannot open it either"):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path if path.is_dir() else path.parent,
@@ -123,11 +129,15 @@ class TransformersTeacher:
     def together(self, length: int) -> int:
         """How many texts of so many tokens it writes at once."""
         config = self._model.config.get_text_config()
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        sizes = (config.to_dict().get(name) for name in ("num_hidden_layers", *HEADS, "head_dim"))
+        layers, heads, kv_heads, head_dim = sizes
+        if not layers or not heads:
+            raise CompileError(
+                f"a teacher of the kind {config.model_type!r} cannot write: give [data] a text"
+            )
+        head_dim = head_dim or config.hidden_size // heads
         return self._machine.texts(
-            length * cache_bytes(config.num_hidden_layers, kv_heads, head_dim, self._machine)
+            length * cache_bytes(layers, kv_heads or heads, head_dim, self._machine)
         )
 
     def generation(self, length: int) -> Step:

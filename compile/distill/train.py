@@ -83,7 +83,8 @@ def train(
         held_out: int32 [n, length] of which the curve shows the divergence.
         report: is told the share that is done.
 
-    CompileError where the loss is no longer a number, or the processes cannot share a batch alike.
+    CompileError where the loss is no longer a number, the processes cannot share a batch alike, or
+    a step takes more memory than a GPU has.
     """
     if settings.batch % machine.processes:
         raise CompileError(
@@ -102,7 +103,13 @@ def train(
         while step < until:
             picks = order.batch(step, settings.batch)[machine.rank :: machine.processes]
             step += 1
-            losses.append(run.step(step, tokens[picks]))
+            try:
+                losses.append(run.step(step, tokens[picks]))
+            except torch.OutOfMemoryError:
+                raise CompileError(
+                    f"{machine.device} has no memory for {len(picks)} sequences of "
+                    f"{tokens.shape[1]} tokens in a step: give a smaller batch"
+                ) from None
             report(step / settings.steps)
         seconds = time.monotonic() - started
         run.keep(step, losses, seconds, tokens.shape[1], held_out)

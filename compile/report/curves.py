@@ -18,7 +18,7 @@ SMOOTH = 40  # points of the drawn line: each the mean of its share of the steps
 # Colours that stand for the page's, which change between light and dark.
 INK, LINE, FAINT, GRID = "#010101", "#020202", "#030303", "#040404"
 VARIABLES = {INK: "var(--ink)", LINE: "var(--accent)", FAINT: "var(--faint)", GRID: "var(--rule)"}
-NAMES = {"loss": "loss", "kl": "KL to the teacher on held-out text, nats"}
+NAMES = {"loss": "loss", "kl": "KL to who teaches, on held-out text, nats"}
 
 
 def draw(curve: Curve) -> str:

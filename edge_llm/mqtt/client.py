@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from edge_llm.request import Message
 
 DUPLICATE = 409  # our own request came twice; its answer is on the way
 QUIET_SECONDS = 10.0  # without a reply until the request is sent again
+USER = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # whose name can be a level of a topic
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Conversation:
         self._device = device
         self._until = until
         self._topics = Topics.of(device)
-        self._reply_to = f"edge-llm/{device}/response/{secrets.token_hex(8)}"
+        self._reply_to = reply_topic(device, broker.user)
         self._correlation = secrets.token_bytes(16)
         self._payload: bytes | None = None
         self._arrived: SimpleQueue[MQTTMessage | EdgeLLMError] = SimpleQueue()
@@ -196,6 +198,15 @@ class Conversation:
 
     def _receive(self, client: Client, data: Any, message: MQTTMessage) -> None:
         self._arrived.put(message)
+
+
+def reply_topic(device: str, user: str | None) -> str:
+    """A topic for the answers to one client, below its user's name where the broker is told one.
+
+    So a broker's rules can keep users from reading each other's answers.
+    """
+    own = f"{user}/" if user is not None and USER.fullmatch(user) else ""
+    return f"edge-llm/{device}/response/{own}{secrets.token_hex(8)}"
 
 
 def read_object(payload: bytes | bytearray) -> dict[str, Any]:

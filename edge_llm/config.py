@@ -7,7 +7,7 @@ What the command line gives comes first. A file may hold all of this, and nothin
 
     device = "kitchen"          # by default the name of the machine
     threads = 4                 # CPU threads; by default what suits the board, or one a core
-    decode_threads = 3          # of them for one token after the other; by default as many
+    decode_threads = 3          # for one token after the other; by default as above
     context = 2048              # tokens of prompt and answer; by default the artifact's
     sequences = 1               # answers of that length that fit into memory at once
 

@@ -305,6 +305,31 @@ def test_samples_are_the_teachers_and_kept(
     assert not np.array_equal(sample(teacher, tiny.tokenizer, 1000, 12, 2, tmp_path / "c"), one)
 
 
+def test_a_sample_goes_on_where_there_is_less_room_by_now(
+    tiny: Checkpoint, teacher: DecoderTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = sample(teacher, tiny.tokenizer, 1000, 12, 1, tmp_path)
+    (tmp_path / "0001-64-windows.npy").unlink()  # as if interrupted
+    monkeypatch.setattr(teacher, "together", lambda _length: 16)
+    np.testing.assert_array_equal(sample(teacher, tiny.tokenizer, 1000, 12, 1, tmp_path), one)
+
+
+def test_a_step_that_a_gpu_has_no_memory_for_says_what_to_do(
+    tiny: Checkpoint,
+    teacher: DecoderTeacher,
+    tokens: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory\nTried to allocate")
+
+    monkeypatch.setattr("compile.distill.train.Run.step", full)
+    message = r"cpu has no memory for 4 sequences of 24 tokens in a step: give a smaller batch"
+    with pytest.raises(CompileError, match=message):
+        train(tiny, teacher, tokens, Settings(steps=1, batch=4), tmp_path, MACHINE)
+
+
 def test_pruning_keeps_what_matters(tiny: Checkpoint, tokens: np.ndarray) -> None:
     whole = prune(tiny, 3, 192, tokens)
     ids = tokens[0].tolist()

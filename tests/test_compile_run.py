@@ -6,6 +6,7 @@ The whole way, distillation and all, is walked in tests/test_compile_recipe_path
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from compile.checkpoint import Q4
+from compile.checkpoint import Q4, TokenizerFiles
 from compile.corpus import picked, read_tokens, split
+from compile.distill.match import check_match
 from compile.errors import CompileError
 from compile.importer import open_checkpoint
 from compile.pipeline import Options
@@ -201,6 +205,51 @@ def test_a_teacher_of_other_tokens_is_refused_before_anything_is_made(
     with pytest.raises(CompileError, match=r"has another vocabulary: token 300, .* there; a"):
         quantized(folder, tmp_path / "work", recipe)
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["lock"]
+
+
+def test_a_teacher_must_have_all_tokens_and_see_as_far(folder: Path, tmp_path: Path) -> None:
+    files = open_checkpoint(folder / "tiny.gguf").tokenizer
+    write_tiny_huggingface(tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer.json"
+    check_match(files, LENGTH, path.parent)
+    with pytest.raises(CompileError, match=r"length 512: .*other was trained for 256 positions"):
+        check_match(files, 512, path.parent)
+
+    def changed(change: Callable[[dict[str, Any]], object], to: TokenizerFiles) -> TokenizerFiles:
+        content = json.loads(to.tokenizer_json)
+        change(content)
+        return replace(to, tokenizer_json=json.dumps(content).encode())
+
+    def add(name: str, special: bool) -> TokenizerFiles:
+        token = {"id": 320, "content": name, "special": special, "single_word": False}
+        token |= {"lstrip": False, "rstrip": False, "normalized": False}
+        return changed(lambda content: content["added_tokens"].append(token), files)
+
+    for name, special in (("<|tool|>", True), ("tool", False)):
+        with pytest.raises(
+            CompileError, match=f"token 320, {re.escape(repr(name))}, is none there"
+        ):
+            check_match(add(name, special), LENGTH, path.parent)
+    check_match(add("[PAD320]", False), LENGTH, path.parent)
+
+    def rename(content: dict[str, Any]) -> None:
+        content["added_tokens"][2]["content"] = "<|end|>"
+        vocabulary = content["model"]["vocab"]
+        vocabulary["<|end|>"] = vocabulary.pop("<|im_end|>")
+
+    check_match(changed(rename, files), LENGTH, path.parent)  # special ones may be called otherwise
+
+
+@pytest.mark.slow
+def test_a_teacher_whose_weights_are_a_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_tiny_teacher(tmp_path / "qwen")
+    weights = tmp_path / "qwen" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    recipe = a_recipe(folder, teacher=Teacher(Source(str(weights.parent))), finetune=Training(2))
+    with pytest.raises(CompileError, match=r"qwen: transformers cannot open it either: ") as caught:
+        quantized(folder, tmp_path / "work", recipe)
+    assert "\n" not in str(caught.value)
 
 
 def test_texts_too_short(folder: Path, tmp_path: Path) -> None:

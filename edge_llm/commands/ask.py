@@ -18,7 +18,9 @@ import click
 @click.option("--key-file", metavar="FILE", help="PEM of its key.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of the answer at most.")
 @click.option("--temperature", type=float, help="0 always takes the likeliest token.")
-@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds.")
+@click.option(
+    "--timeout", type=float, default=60.0, show_default=True, help="Seconds for the whole answer."
+)
 @click.option("--stats", is_flag=True, help="Figures of the answer to stderr, as JSON.")
 def ask(
     question: str,

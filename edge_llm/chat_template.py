@@ -64,7 +64,7 @@ class ChatTemplate:
                 **self._tokens,
             )
         # A template is a program; whatever it does wrong must not pass for a fault of ours.
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RequestError(
                 400,

@@ -70,6 +70,8 @@ def main() -> None:
     except BrokenPipeError:  # whoever read stdout has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except MemoryError as error:
+        status = _report(f"there is not enough memory: {error}".splitlines()[0], 1)
     except OSError as error:
         status = _report(str(error), 1)
     sys.exit(status)

@@ -257,6 +257,9 @@ class Engine:
             reason = sequence.consumer.take(sequence, logits)
         except RequestError as error:
             self._fail(sequence, error)
+        except Exception as error:  # no memory, say: one answer's fault is not the others'
+            log.error("an answer failed: %r", error)
+            self._fail(sequence, RequestError(500, "internal_error", f"it failed: {error!r}"))
         else:
             if reason is not None:
                 self._end(sequence, reason)

@@ -73,8 +73,7 @@ async def _serve(config: ServeConfig, model: Model) -> None:
             await service.close()
         if connecting is not None:
             connecting.cancel()
-            with suppress(asyncio.CancelledError):
-                await connecting
+            await asyncio.gather(connecting, return_exceptions=True)  # what failed is raised above
         if http is not None:
             await http.close()
         model.close()

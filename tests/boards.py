@@ -101,7 +101,7 @@ def run_on(
     return subprocess.run(
         board_command(cpu, *args),
         env=board_env(env),
-        cwd=tempfile.gettempdir(),
+        cwd="/",  # python -m looks for modules there first
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

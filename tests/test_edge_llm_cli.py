@@ -146,6 +146,11 @@ def test_chat_goes_on_after_a_refusal(run: RunCli) -> None:
     assert len(out) > len("> > \n")
 
 
+def test_chat_says_what_is_no_text(run: RunCli) -> None:
+    status, _, err = run("chat", "m.edge", stdin=b"caf\xe9\n")
+    assert (status, err) == (0, "error: that is not UTF-8\n")
+
+
 # bench and eval
 
 

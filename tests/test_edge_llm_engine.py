@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from edge_llm.engine import Engine
 from edge_llm.errors import RequestError
 from edge_llm.events import Accepted, Event, Failed, Finished, Text
 from edge_llm.request import Request, Sampling
+from edge_llm.text_stream import TextStream
 from tests.fake_executor import TOKENIZER, VOCAB, FakeExecutor, spelling
 
 E = TypeVar("E", bound=Event)
@@ -450,6 +452,26 @@ def test_nonsense_for_one_sequence_fails_that_one_alone() -> None:
         executor.gate.set()
         assert ill.failed().status == 500
         assert "nan" in str(ill.failed())
+        assert well.finished().reason == "length"
+
+
+def test_an_answer_without_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = FakeExecutor()
+    with engine_of(executor) as engine:
+        executor.gate.clear()
+        ill, well = Client(), Client()
+        engine.submit(raw("a"), ill)
+        engine.submit(raw("aa"), well)
+        feed, calls = TextStream.feed, itertools.count()
+
+        def full(stream: TextStream, data: bytes) -> str:
+            if next(calls) == 0:
+                raise MemoryError
+            return feed(stream, data)
+
+        monkeypatch.setattr(TextStream, "feed", full)
+        executor.gate.set()
+        assert ill.failed().status == 500
         assert well.finished().reason == "length"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -300,6 +301,27 @@ def test_too_many_clients_are_turned_away(
     job.finish()
     assert second.response()[0] == 200
     for each in (second, third):
+        each.close()
+
+
+def test_a_client_that_has_to_go_as_it_comes_is_hung_up_on(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 1)
+    hold, held = threading.Event(), threading.Event()
+
+    async def block() -> None:  # so that both come at once
+        held.set()
+        hold.wait(WAIT)
+
+    api.loop.start(block())
+    assert held.wait(WAIT)
+    first, second = Client(api.path), Client(api.path)
+    second.send(GET)
+    hold.set()
+    assert first.rest() == b""
+    assert second.response()[0] == 200
+    for each in (first, second):
         each.close()
 
 

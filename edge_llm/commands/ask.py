@@ -61,7 +61,7 @@ def ask(
     piece = Piece("")
     where = broker_of(Settings({}, None, broker))
     for piece in ask_device(where, device, question, seconds=timeout, **fields):
-        click.echo(piece.text, nl=False)
+        click.echo(piece.text.encode(), nl=False)
     click.echo()
     if stats and piece.final is not None:
         click.echo(json.dumps({**piece.final["usage"], **piece.final["timings"]}), err=True)

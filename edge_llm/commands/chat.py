@@ -42,6 +42,9 @@ def chat(
             except EOFError:
                 click.echo()
                 return
+            except UnicodeDecodeError:
+                click.echo("error: that is not UTF-8", err=True)
+                continue
             if line == "/quit":
                 return
             if line == "/reset":
@@ -62,8 +65,10 @@ def _turn(
                 click.echo(piece.encode(), nl=False)
         except KeyboardInterrupt:
             answer.cancel()
-            for piece in answer:
-                click.echo(piece.encode(), nl=False)
+            while answer.finished is None:  # pressed once more, it still means this answer
+                with contextlib.suppress(KeyboardInterrupt):
+                    for piece in answer:
+                        click.echo(piece.encode(), nl=False)
         click.echo()
     except RequestError as error:
         advice = ": /reset starts again" if error.status == 413 else ""

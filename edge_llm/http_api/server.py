@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from contextlib import suppress
+from functools import partial
 
 from edge_llm.config import Http
 from edge_llm.desk import Desk
@@ -80,7 +81,11 @@ class Server:
         connection = Connection(reader, writer, self._app.handle, self._request_bytes)
         task = asyncio.ensure_future(connection.serve())
         self._connections[task] = connection
-        task.add_done_callback(lambda task: self._connections.pop(task, None))
+        task.add_done_callback(partial(self._ended, writer))
+
+    def _ended(self, writer: asyncio.StreamWriter, task: asyncio.Task[None]) -> None:
+        self._connections.pop(task, None)
+        writer.transport.abort()  # also where it was cancelled before it began
 
     def _let_one_go(self) -> bool:
         """Close the oldest connection that has no request at hand, if there is one."""

@@ -10,7 +10,7 @@ so a run that was interrupted goes on where it stopped, and ends in the same art
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,7 @@ from compile.errors import CompileError
 from compile.evaluate.predictors import CheckpointPredictor
 from compile.graph import KINDS
 from compile.importer import open_checkpoint, source_files
+from compile.outcome import WEIGHTS, Data, Model, Outcome, Trial, hash_tokens, opened_model
 from compile.pipeline import Options, Report, make_artifact, make_plan, positions
 from compile.quantize.budget import candidates, choose, sensitivity, sizes
 from compile.quantize.calibrate import CALIBRATION, calibrate
@@ -32,7 +33,7 @@ from compile.quantize.formats import Formats, MatrixFormat
 from compile.quantize.nearest import QuantizedCheckpoint
 from compile.recipe import Budget, Recipe, Student, Training
 from compile.sources import resolve
-from compile.stored import open_stored, store
+from compile.stored import store
 from compile.work import Step, Work, content_key, digest
 from edge_llm import manifest as m
 from edge_llm.errors import EdgeLLMError
@@ -44,68 +45,14 @@ if TYPE_CHECKING:  # PyTorch is imported where something is learned
     from compile.distill.machine import Machine
     from compile.distill.teacher import Teacher
 
-WEIGHTS = "weights.safetensors"  # of a step that leaves a model
 TOKENS = "tokens.npy"  # of one that leaves a text
-CURVE = "curve.jsonl"  # of one that trains
 STATE = "state.safetensors"  # of one that is training
 
 SENSITIVITY_TOKENS = 2048  # each takes a row of logits in memory
 ALMOST = 0.99  # of a step whose result is not kept yet
-CURVE_TOKENS = 2048  # held out, for the curve of a training
 
 Done = Callable[[float], None]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model on its way.
-
-    Attributes:
-        title: of the stage that left it.
-        note: what was done, in a few words.
-        key: hash of all that it depends on.
-        checkpoint: its weights.
-    """
-
-    title: str
-    note: str
-    key: str
-    checkpoint: Checkpoint
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is learned from and calibrated on, and what is held out from that."""
-
-    learned: Tokens
-    held_out: Tokens
-    learned_note: str
-    held_note: str
-
-    @property
-    def shown(self) -> Tokens:
-        """A part of what is held out, on which a training shows how far it is."""
-        return self.held_out[: max(1, CURVE_TOKENS // self.held_out.shape[1])]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a model made of the held-out text, and its answers to the prompts it was given."""
-
-    model: Model
-    figures: Mapping[str, float]
-    answers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run has made; the report tells of it."""
-
-    manifest: m.Manifest
-    data: Data
-    trials: tuple[Trial, ...]  # that of the model as it came first, that of what was packed last
-    steps: tuple[Step, ...]
 
 
 def run_recipe(
@@ -451,17 +398,3 @@ def limit(budget: Budget, context: int) -> Bits | ArtifactSize | Fits:
         return ArtifactSize(round(budget.megabytes * 1e6))
     assert budget.fits is not None
     return Fits(TARGETS[budget.fits], context)
-
-
-def opened_model(title: str, step: Step, note: str = "") -> Model:
-    """The model that a step left."""
-    checkpoint = open_stored(step.folder / WEIGHTS)
-    sizes = (
-        f"{checkpoint.config.layers} layers, {checkpoint.config.ffn:,} wide between gate and down"
-    )
-    return Model(title, note or sizes, step.key, checkpoint)
-
-
-def hash_tokens(tokens: Tokens) -> str:
-    """Of their values and shape."""
-    return digest({"shape": tokens.shape, "ids": tokens.tobytes().hex()})

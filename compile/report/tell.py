@@ -11,10 +11,10 @@ from compile.families import FAMILIES
 from compile.graph import KINDS
 from compile.importer import source_files
 from compile.llama_tensors import parameters
+from compile.outcome import CURVE, Outcome, Trial, hash_tokens
 from compile.pipeline import Options
 from compile.quantize.formats import MatrixFormat, weights_of
 from compile.report.content import Cost, Curve, Kind, Model, Report
-from compile.run import CURVE, Outcome, Trial, hash_tokens
 from compile.sources import resolve
 from compile.work import Step
 

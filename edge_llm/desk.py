@@ -34,6 +34,7 @@ class Answerer(Protocol):
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> int: ...
     def cancel(self, ticket: int) -> None: ...
     def metrics(self) -> Metrics: ...
+    def on_end(self, tell: Callable[[], object]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -124,22 +125,29 @@ class Desk:
 
     Attributes:
         card: as given.
-        ready: the self-test has passed, and the service is not stopping.
         active: requests in hand.
+        ended: set when the engine has ended, by :meth:`close` or by an error of its own.
     """
 
     def __init__(self, engine: Answerer, card: Card, request_seconds: float) -> None:
         self.card = card
-        self.ready = False
         self.active = 0
+        self.ended = asyncio.Event()
         self._engine = engine
         self._request_seconds = request_seconds
-        self._closing = False
+        self._tested = self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._characters = 0  # of the prompts in hand
         self._threads = ThreadPoolExecutor(1, "edge-llm-submit")
         self._watchers: list[Callable[[], None]] = []
+        loop = asyncio.get_running_loop()
+        engine.on_end(lambda: loop.call_soon_threadsafe(self.ended.set))
+
+    @property
+    def ready(self) -> bool:
+        """The self-test has passed, and the engine is neither gone nor about to stop."""
+        return self._tested and not self._closing and not self.ended.is_set()
 
     @asynccontextmanager
     async def ask(self, request: Request) -> AsyncIterator[Stream]:
@@ -180,7 +188,7 @@ class Desk:
         if isinstance(last, Failed):
             raise last.error
         assert isinstance(last, Finished)
-        self.ready = True
+        self._tested = True
         return last
 
     def metrics(self) -> Metrics:
@@ -194,14 +202,12 @@ class Desk:
     async def drain(self, seconds: float) -> None:
         """Refuses what comes from now on, and lets what is in hand end, for so long."""
         self._closing = True
-        self.ready = False
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def close(self) -> None:
         """Closes the engine; what is still in hand fails with 503 and is told so."""
         self._closing = True
-        self.ready = False
         await asyncio.get_running_loop().run_in_executor(None, self._engine.close)
         self._threads.shutdown(wait=False)
 

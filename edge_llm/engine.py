@@ -22,7 +22,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Tokens
 
 import numpy as np
@@ -74,6 +74,7 @@ class Engine:
         self._arrived: list[Sequence] = []
         self._cancelled: set[int] = set()
         self._closed = False
+        self._ended: list[Callable[[], object]] = []
         self._counters = Counters()
         # The engine thread's own; others only read their lengths.
         self._pool = PagePool(executor.pages)
@@ -158,6 +159,11 @@ class Engine:
             pages_total=self._pool.total,
         )
 
+    def on_end(self, tell: Callable[[], object]) -> None:
+        """Calls ``tell`` on the engine's thread as it ends: closed, or by an error of its own."""
+        with self._changed:
+            self._ended.append(tell)
+
     def close(self) -> None:
         """Stops after the current step; whatever waits or runs fails with 503. Idempotent."""
         with self._changed:
@@ -200,6 +206,8 @@ class Engine:
                 self._admit(plan.admitted)
                 if plan.chunks:
                     self._compute_and_emit(plan.chunks)
+        except Exception:
+            log.exception("the engine failed")
         finally:
             self._shut_down()
 
@@ -291,3 +299,7 @@ class Engine:
         for sequence in [*self._waiting, *self._running]:
             self._fail(sequence, RequestError(503, "unavailable", "the engine is closing"))
         self._executor.close()
+        with self._changed:
+            ended = list(self._ended)
+        for tell in ended:
+            tell()

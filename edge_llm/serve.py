@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import edge_llm
 from edge_llm.config import Http, ServeConfig
 from edge_llm.desk import Card, Desk
-from edge_llm.errors import ConfigError
+from edge_llm.errors import ConfigError, EdgeLLMError
 from edge_llm.logs import fields, start_logging
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ async def _serve(config: ServeConfig, model: Model) -> None:
             service = Service(desk, config.mqtt, config.device, config.limits)
             connecting = asyncio.ensure_future(service.run())
         notify("READY=1")
-        await wait_until(stopped, connecting)
+        await wait_until(stopped, desk.ended, connecting)
         notify("STOPPING=1")
         log.info("stopping")
         if service is not None:
@@ -97,10 +97,15 @@ def is_activated() -> bool:
     return os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
-async def wait_until(stopped: asyncio.Event, connecting: asyncio.Task[None] | None) -> None:
-    """Until we are told to stop, or the broker's service fails; systemd hears that we live."""
-    stop = asyncio.ensure_future(stopped.wait())
-    waiting: set[asyncio.Future[object]] = {stop}  # type: ignore[arg-type]
+async def wait_until(
+    stopped: asyncio.Event, ended: asyncio.Event, connecting: asyncio.Task[None] | None
+) -> None:
+    """Until we are told to stop; systemd hears that we live.
+
+    EdgeLLMError where the engine ends or the broker's service fails before that.
+    """
+    events = [asyncio.ensure_future(event.wait()) for event in (stopped, ended)]
+    waiting: set[asyncio.Future[object]] = {*events}  # type: ignore[arg-type]
     if connecting is not None:
         waiting.add(connecting)  # type: ignore[arg-type]
     beat = watchdog_seconds()
@@ -109,7 +114,10 @@ async def wait_until(stopped: asyncio.Event, connecting: asyncio.Task[None] | No
             await asyncio.wait(waiting, timeout=beat, return_when=asyncio.FIRST_COMPLETED)
             notify("WATCHDOG=1")
     finally:
-        stop.cancel()
+        for event in events:
+            event.cancel()
+    if ended.is_set():
+        raise EdgeLLMError("the engine has ended: its error is in the log above")
     if connecting is not None and connecting.done():
         connecting.result()  # raises what it failed with
 

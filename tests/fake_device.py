@@ -31,7 +31,8 @@ class Unit:
     def __init__(self, broker: Broker, request_bytes: int = 4096) -> None:
         self.loop = Loop()
         self.engine = FakeEngine()
-        self.desk = Desk(self.engine, Card("smollm2", "f" * 64, 512), request_seconds=3600)
+        card = Card("smollm2", "f" * 64, 512)
+        self.desk = self.loop.call(lambda: Desk(self.engine, card, request_seconds=3600))
         mqtt = Mqtt(broker, (f"edge-llm/{DEVICE}/response/",))
         self.service = Service(self.desk, mqtt, DEVICE, Limits(request_bytes=request_bytes))
         self.served = self.loop.start(self.service.run())

@@ -79,6 +79,7 @@ class FakeEngine:
         self._tickets = itertools.count(1)
         self._jobs: dict[int, Job] = {}
         self._submitted: SimpleQueue[Job] = SimpleQueue()
+        self._ended: list[Callable[[], object]] = []
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> int:
         assert self.gate.wait(WAIT)
@@ -95,8 +96,13 @@ class FakeEngine:
     def metrics(self) -> Metrics:
         return Counters().snapshot(queued=0, active=0, pages_free=1, pages_total=1)
 
+    def on_end(self, tell: Callable[[], object]) -> None:
+        self._ended.append(tell)
+
     def close(self) -> None:
         self.gate.set()
+        for tell in self._ended:
+            tell()
 
     def next_job(self) -> Job:
         """The next request that is submitted."""
@@ -123,13 +129,13 @@ class Loop:
         """Lets it run until it ends or the loop is closed."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], T]) -> T:
         """Calls it on the loop's thread."""
 
-        async def call() -> None:
-            function()
+        async def call() -> T:
+            return function()
 
-        self.run(call())
+        return self.run(call())
 
     def close(self) -> None:
         """Cancels what still runs, and ends."""

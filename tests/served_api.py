@@ -38,7 +38,8 @@ class Api:
         self.path = path
         self.loop = Loop()
         self.engine = FakeEngine()
-        self.desk = Desk(self.engine, Card("smollm2", "f" * 64, 512), request_seconds=3600)
+        card = Card("smollm2", "f" * 64, 512)
+        self.desk = self.loop.call(lambda: Desk(self.engine, card, request_seconds=3600))
         self.port = free_port()
         http = Http(str(path), ("127.0.0.1", self.port))
         self.server = self.loop.run(Server.start(self.desk, http, REQUEST_BYTES))

@@ -146,6 +146,11 @@ def test_chat_goes_on_after_a_refusal(run: RunCli) -> None:
     assert len(out) > len("> > \n")
 
 
+def test_chat_says_that_the_context_is_full(run: RunCli) -> None:
+    _, _, err = run("chat", "m.edge", stdin=b"Hi\n", language=lambda _: TOKENIZER.encode("A")[0])
+    assert err == "the context is full: /reset starts again\n"
+
+
 def test_chat_says_what_is_no_text(run: RunCli) -> None:
     status, _, err = run("chat", "m.edge", stdin=b"caf\xe9\n")
     assert (status, err) == (0, "error: that is not UTF-8\n")

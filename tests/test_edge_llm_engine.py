@@ -523,6 +523,29 @@ def test_closing_fails_what_runs_and_what_waits() -> None:
     assert caught.value.status == 503
 
 
+def test_an_engine_that_fails_says_so_and_fails_what_is_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a defect")
+
+    executor = FakeExecutor()
+    engine = Engine(executor, TOKENIZER)
+    ended = threading.Event()
+    engine.on_end(ended.set)
+    monkeypatch.setattr("edge_llm.engine.make_plan", broken)
+    client = Client()
+    engine.submit(raw("a"), client)
+    assert client.failed().status == 503
+    assert ended.wait(timeout=60)
+    assert executor.closed
+    with pytest.raises(RequestError, match="the engine is closed"):
+        engine.submit(raw("a"), Client())
+    engine.close()
+    assert "a defect" in caplog.text
+    caplog.clear()
+
+
 def test_a_listener_may_close_the_engine() -> None:
     executor = FakeExecutor()
     engine = Engine(executor, TOKENIZER)

@@ -12,10 +12,12 @@ import httpx2
 import openai
 import pytest
 
+from edge_llm.config import Http
 from edge_llm.errors import ConfigError, RequestError
 from edge_llm.http_api.listener import tcp_socket, unix_socket
+from edge_llm.http_api.server import Server
 from tests.fake_engine import WAIT, Job
-from tests.served_api import Api, Aside
+from tests.served_api import REQUEST_BYTES, Api, Aside
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 CHAT = "/v1/chat/completions"
@@ -48,6 +50,12 @@ def test_it_is_healthy_after_the_self_test_and_until_it_stops(api: Api) -> None:
     answer = api.http.post(CHAT, json=HELLO)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     assert answer.json()["error"]["code"] == "unavailable"
+
+
+def test_it_is_not_healthy_without_its_engine(api: Api) -> None:
+    api.test_itself()
+    api.engine.close()
+    assert api.http.get("/health").status_code == 503
 
 
 def test_a_self_test_that_fails_is_an_error(api: Api) -> None:
@@ -216,6 +224,7 @@ def test_a_surprise_is_logged_and_not_told(api: Api, caplog: pytest.LogCaptureFi
     api.engine.refusal = ZeroDivisionError("secret")  # type: ignore[assignment]
     answer = api.http.post(CHAT, json=HELLO)
     assert answer.status_code == 500
+    assert answer.headers["X-Should-Retry"] == "false"
     assert "secret" not in answer.text
     assert "secret" in caplog.text
 
@@ -225,6 +234,13 @@ def test_the_same_api_is_on_loopback_tcp(api: Api) -> None:
     assert answer.json() == api.http.get("/v1/models").json()
     with pytest.raises(ConfigError, match=f"127.0.0.1:{api.port}: Address already in use"):
         tcp_socket(("127.0.0.1", api.port))
+
+
+def test_where_one_address_is_taken_no_socket_file_is_left(api: Api, tmp_path: Path) -> None:
+    http = Http(str(tmp_path / "another"), ("127.0.0.1", api.port))
+    with pytest.raises(ConfigError, match="Address already in use"):
+        api.loop.run(Server.start(api.desk, http, REQUEST_BYTES))
+    assert not (tmp_path / "another").exists()
 
 
 def test_a_socket_that_took_our_place_is_left(api: Api) -> None:

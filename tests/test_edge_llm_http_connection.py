@@ -171,6 +171,14 @@ def test_an_empty_line_between_requests_is_passed_over(client: Client) -> None:
         assert client.response()[0] == 200
 
 
+def test_an_empty_line_may_come_along_with_a_body(api: Api, client: Client) -> None:
+    for following in (b"\r\n", b"\r\n" + GET):
+        client.send(post() + following)
+        say_hi(api)
+        assert b"Hi" in client.response()[1]
+    assert client.response()[0] == 200
+
+
 def test_head_with_a_broken_body_is_refused_without_one(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:

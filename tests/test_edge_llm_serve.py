@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,18 @@ from edge_llm.serve import notify, serve, watchdog_seconds
 from tests.conftest import TinyArtifact
 from tests.fake_engine import WAIT
 
+# An engine with a defect that shows when a request of priority 9 comes.
+BREAK = """
+import sys
+from edge_llm import cli, engine
+plan = engine.make_plan
+def broken(waiting, *rest):
+    assert all(sequence.priority < 9 for sequence in waiting), "a defect"
+    return plan(waiting, *rest)
+engine.make_plan = broken
+sys.argv[0] = "edge-llm"
+cli.main()
+"""
 # What systemd does: sockets from file descriptor 3 on, and the process told that they are its.
 ACTIVATE = """
 import os, sys
@@ -71,10 +84,43 @@ def test_under_systemd_it_takes_its_socket_and_says_how_it_is(
         assert line.startswith("time=")
 
 
-def _get(path: Path, target: str) -> object:
+def test_without_its_engine_it_ends_so_that_systemd_starts_it_again(
+    tiny_artifact: TinyArtifact, tmp_path: Path
+) -> None:
+    path = tmp_path / "api"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(WAIT)
+        process = subprocess.Popen(
+            [sys.executable, "-c", BREAK, "serve", str(tiny_artifact()), "--socket", str(path)],
+            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert systemd.recv(100) == b"READY=1"
+            body = json.dumps({"prompt": "a", "priority": 9})
+            answer = _ask(
+                path, f"POST /v1/completions HTTP/1.1\r\nContent-Length: {len(body)}", body
+            )
+            log = process.communicate(timeout=WAIT)[1].decode()
+        finally:
+            process.kill()
+            process.communicate()
+    assert answer["error"]["code"] == "unavailable"
+    assert process.returncode == 1
+    assert "a defect" in log
+    assert log.splitlines()[-1].startswith("error: the engine has ended")
+
+
+def _get(path: Path, target: str) -> Any:
+    return _ask(path, f"GET {target} HTTP/1.1")
+
+
+def _ask(path: Path, head: str, body: str = "") -> Any:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
-        client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        client.sendall(f"{head}\r\nHost: x\r\nConnection: close\r\n\r\n{body}".encode())
         data = b"".join(iter(lambda: client.recv(4096), b""))
     return json.loads(data.partition(b"\r\n\r\n")[2])
 

@@ -12,6 +12,7 @@ from edge_llm.commands import options
 from edge_llm.errors import RequestError
 
 if TYPE_CHECKING:
+    from edge_llm.answer import Answer
     from edge_llm.model import Model
 
 
@@ -58,21 +59,32 @@ def _turn(
 ) -> list[dict[str, str]]:
     """Asks and prints the answer; returns the conversation as it is then."""
     asked = [*messages, {"role": "user", "content": line}]
+    begun = False  # a line of the answer that is not ended yet
+
+    def show(answer: Answer) -> None:
+        nonlocal begun
+        for piece in answer:
+            click.echo(piece.encode(), nl=False)
+            begun = True
+
     try:
         answer = model.generate(messages=asked, **generation)
         try:
-            for piece in answer:
-                click.echo(piece.encode(), nl=False)
+            show(answer)
         except KeyboardInterrupt:
             answer.cancel()
             while answer.finished is None:  # pressed once more, it still means this answer
                 with contextlib.suppress(KeyboardInterrupt):
-                    for piece in answer:
-                        click.echo(piece.encode(), nl=False)
+                    show(answer)
         click.echo()
     except RequestError as error:
+        if begun:
+            click.echo()
         advice = ": /reset starts again" if error.status == 413 else ""
         click.echo(f"error: {error}{advice}", err=True)
         return messages
-    assert answer.finished is not None  # the iteration is over
-    return [*asked, {"role": "assistant", "content": answer.finished.text}]
+    finished = answer.finished
+    assert finished is not None  # the iteration is over
+    if finished.prompt_tokens + finished.completion_tokens >= model.engine.limit:
+        click.echo("the context is full: /reset starts again", err=True)
+    return [*asked, {"role": "assistant", "content": finished.text}]

@@ -92,6 +92,8 @@ class Exchange:
         """An error in OpenAI's shape."""
         if error.status in (429, 503):
             headers = (*headers, ("Retry-After", str(wire.RETRY_AFTER)))
+        elif error.status in (408, 500):  # after which OpenAI's clients ask twice more
+            headers = (*headers, ("X-Should-Retry", "false"))
         body = wire.encode(openai_error(error))
         await self.answer(body, "application/json", error.status, *headers)
 
@@ -127,7 +129,7 @@ class Connection:
         """Answer requests until the client goes, falls silent, or sends what is no HTTP."""
         try:
             while await self._next():
-                self._http.start_next_cycle()
+                pass
             self._writer.close()
             with suppress(OSError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._writer.wait_closed(), STALL_SECONDS)
@@ -152,12 +154,13 @@ class Connection:
     async def _next(self) -> bool:
         """Answer one request; whether another may follow."""
         self.busy = False
-        while not self._http.trailing_data[0]:  # unless it came along with the one before
+        data, _ = self._http.trailing_data  # what came along with the request before
+        while not (begun := data.lstrip(b"\r\n")):  # some send an empty line after a body
             data = await self._bytes(IDLE_SECONDS)
             if not data:
                 return False
-            if begun := data.lstrip(b"\r\n"):  # some send an empty line after a body
-                self._http.receive_data(begun)
+        self._http = h11.Connection(h11.SERVER, HEAD_BYTES)
+        self._http.receive_data(begun)
         self.busy = True
         self._asked, self._read_bytes = NOTHING, 0
         try:

@@ -42,11 +42,11 @@ class Server:
         """Listen where the configuration says; ConfigError where that cannot be."""
         sockets: list[socket.socket] = inherited_sockets()
         file = None
-        if http.socket is not None:
-            sockets.append(unix_socket(http.socket))
-            file = (http.socket, os.lstat(http.socket).st_ino)
         if http.listen is not None:
             sockets.append(tcp_socket(http.listen))
+        if http.socket is not None:  # last: where another fails, it leaves no file behind
+            sockets.append(unix_socket(http.socket))
+            file = (http.socket, os.lstat(http.socket).st_ino)
         server = cls(desk, request_bytes, file)
         for each in sockets:
             server._listening.append(await asyncio.start_server(server._accept, sock=each))

@@ -19,6 +19,7 @@ import tvm
 from tvm.target.codegen import llvm_version_major
 
 from compile.errors import CompileError
+from compile.foreign_errors import translated
 from compile.lower.cpu.cache import PAGE_POSITIONS
 from compile.lower.cpu.step import Lowered
 from targets import Target
@@ -51,7 +52,10 @@ def build(lowered: Lowered, target: Target) -> bytes:
         description["mattr"] = list(target.attributes)
     logging.getLogger("tvm").setLevel(logging.ERROR)
     executable = tvm.compile(lowered.module, target=tvm.target.Target(description))
-    with tempfile.TemporaryDirectory(prefix="edge-llm-build-") as folder:
+    with (
+        translated(f"cannot build for {target.name}"),
+        tempfile.TemporaryDirectory(prefix="edge-llm-build-") as folder,
+    ):
         object_file = Path(folder) / "model.o"
         executable.mod.write_to_file(str(object_file), "o")
         names = Path(folder) / "stages.c"

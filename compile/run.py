@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # PyTorch is imported where something is learned
 TOKENS = "tokens.npy"  # of one that leaves a text
 STATE = "state.safetensors"  # of one that is training
 
+SAMPLES = 2  # counts the changes of what a teacher is let write: what it wrote before is stale
 SENSITIVITY_TOKENS = 2048  # each takes a row of logits in memory
 ALMOST = 0.99  # of a step whose result is not kept yet
 
@@ -72,8 +73,9 @@ def run_recipe(
         quantized = run.quantized(student, data)
         if not work.leads:
             return None
-        manifest = run.packed(quantized)
-        return Outcome(manifest, data, run.trials(data), tuple(work.steps))
+        trials = run.trials(data)
+        manifest = run.packed(quantized)  # last: what is there is replaced when all else is known
+        return Outcome(manifest, data, trials, tuple(work.steps))
     except EdgeLLMError as error:  # a chat template, say, that the device could not use either
         raise CompileError(str(error)) from None
 
@@ -168,7 +170,7 @@ class Run:
             with replacing(folder / TOKENS) as file:
                 np.save(file, tokens)
 
-        inputs = {"teacher": self._teacher_key, **wanted}
+        inputs = {"teacher": self._teacher_key, "samples": SAMPLES, **wanted}
         if self.recipe.teacher is not None:  # whose turns begin and end as the model's do
             inputs["tokenizer"] = digest(asdict(files))
         step = self._step("sample", inputs, make)
@@ -249,6 +251,7 @@ class Run:
     def _allowed(self, config: ModelConfig, files: TokenizerFiles, budget: Budget) -> int:
         """Bytes that the budget leaves for the matrices; CompileError where none is enough."""
         context = positions(config, self.options)
+        widest(config, context)  # whatever the budget, sizes that there are kernels for
         left = allowance(limit(budget, context), config, files, context)
         taken = sizes(config)
         choose({kind: dict.fromkeys(forms, 0.0) for kind, forms in taken.items()}, taken, left)

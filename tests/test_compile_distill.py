@@ -256,7 +256,7 @@ def test_a_loss_that_is_no_number_says_what_to_do(
     tiny: Checkpoint, teacher: DecoderTeacher, tokens: np.ndarray, tmp_path: Path
 ) -> None:
     settings = Settings(steps=40, learning_rate=1e30)
-    with pytest.raises(CompileError, match=r"the loss is \S+ at step \d+: give a lower"):
+    with pytest.raises(CompileError, match=r"the gradient is \S+ at step \d+: give a lower"):
         train(tiny, teacher, tokens, settings, tmp_path, MACHINE)
     assert not (tmp_path / "state.safetensors").exists()
 
@@ -310,8 +310,21 @@ def test_a_sample_goes_on_where_there_is_less_room_by_now(
 ) -> None:
     one = sample(teacher, tiny.tokenizer, 1000, 12, 1, tmp_path)
     (tmp_path / "0001-64-windows.npy").unlink()  # as if interrupted
+    monkeypatch.setattr(teacher, "together", lambda _length: 32)
+    np.testing.assert_array_equal(sample(teacher, tiny.tokenizer, 1000, 12, 1, tmp_path), one)
     monkeypatch.setattr(teacher, "together", lambda _length: 16)
     np.testing.assert_array_equal(sample(teacher, tiny.tokenizer, 1000, 12, 1, tmp_path), one)
+    (tmp_path / "0001-64-windows.npy").unlink()
+    message = "begun with 64 texts at once, for which there was memory; here it is for 16: go on"
+    with pytest.raises(CompileError, match=message):
+        sample(teacher, tiny.tokenizer, 1000, 12, 1, tmp_path)
+
+
+def test_a_text_begins_as_the_model_wants_it(tiny: Checkpoint) -> None:
+    random = torch.Generator().manual_seed(1)
+    files = replace(tiny.tokenizer, bos_token_id=1, add_bos=True)
+    assert Openings(files).free(random)[0] == 1
+    assert len(Openings(replace(files, add_bos=False)).free(random)) == 1
 
 
 def test_a_step_that_a_gpu_has_no_memory_for_says_what_to_do(
@@ -325,7 +338,7 @@ def test_a_step_that_a_gpu_has_no_memory_for_says_what_to_do(
         raise torch.OutOfMemoryError("CUDA out of memory\nTried to allocate")
 
     monkeypatch.setattr("compile.distill.train.Run.step", full)
-    message = r"cpu has no memory for 4 sequences of 24 tokens in a step: give a smaller batch"
+    message = r"no memory for 4 sequences of 24 tokens in a step on cpu: give a smaller batch"
     with pytest.raises(CompileError, match=message):
         train(tiny, teacher, tokens, Settings(steps=1, batch=4), tmp_path, MACHINE)
 

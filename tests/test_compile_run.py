@@ -11,14 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from compile.checkpoint import Q4, TokenizerFiles
-from compile.corpus import picked, read_tokens, split
+from compile.corpus import first_tokens, picked, read_tokens, split
 from compile.distill.match import check_match
 from compile.errors import CompileError
 from compile.importer import open_checkpoint
@@ -126,6 +131,11 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_made(
     [
         ({"formats": Choices(group=128)}, {}, "rows of .* which is not a multiple of 128"),
         ({"context": 10**6}, {}, "Tiny was trained for 1 to 256"),
+        (
+            {"context": 10**6},
+            {"budget": Budget(bits_per_weight=5.0)},
+            "Tiny was trained for 1 to 256",
+        ),
         (
             {},
             {"evaluate": Evaluation(tokens=64, prompts=("Why? " * 300,))},
@@ -273,11 +283,29 @@ def test_sequences_of_a_text(folder: Path) -> None:
     twice = read_tokens([folder / "text.txt"] * 2, files, LENGTH, 10**9)
     np.testing.assert_array_equal(twice[: len(tokens)], tokens)
     assert read_tokens([folder / "text.txt"], files, LENGTH, 5 * LENGTH + 3).shape == (5, LENGTH)
+    begun = read_tokens(
+        [folder / "text.txt"], replace(files, bos_token_id=7, add_bos=True), LENGTH, 10**9
+    )
+    assert (begun[:, 0] == 7).all()
+    np.testing.assert_array_equal(
+        begun[:, 1:].reshape(-1)[: tokens.size], tokens.reshape(-1)[: begun[:, 1:].size]
+    )
     learned, held = split(tokens, 3 * LENGTH)
     np.testing.assert_array_equal(np.concatenate((learned, held)), tokens)
     assert len(held) == min(3, len(tokens) // 10)
     with pytest.raises(CompileError, match="one sequence of 16 tokens, and one must be held out"):
         split(tokens[:1], 64)
+
+
+@given(
+    st.text("ab .\n", max_size=300),
+    st.integers(1, 200),
+)
+def test_the_first_tokens_are_those_of_the_whole(text: str, most: int) -> None:
+    tokenizer = Tokenizer(BPE({c: i for i, c in enumerate("ab .\n")} | {"ab": 5}, [("a", "b")]))
+    whole = tokenizer.encode(text).ids
+    with patch.multiple("compile.corpus", CHARACTERS=1, CUT=2):
+        assert first_tokens(tokenizer, text, most) == whole[:most]
 
 
 def test_a_pick_is_from_everywhere_and_the_same_again() -> None:

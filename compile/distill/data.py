@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from compile.checkpoint import TokenizerFiles
 from compile.distill.teacher import Teacher
+from compile.errors import CompileError
 from edge_llm.chat_template import ChatTemplate
 from edge_llm.files import replacing
 
@@ -28,6 +29,7 @@ Tokens = NDArray[np.int32]  # [n, length]
 Report = Callable[[float], None]
 
 LIKELIEST = 50  # tokens drawn from: the tail is noise that the teacher would not repeat
+SPARE = 2  # times what is taken to fit still does: a quarter of the memory is counted on
 CONTENT = "\x00"  # stands for a message; no tokenizer has it in a template
 
 
@@ -49,16 +51,24 @@ def sample(
         seed: the same gives the same text.
         folder: where finished parts are kept; a second call with the same arguments goes on there.
         report: is told the share that is done.
+
+    CompileError where the parts that are kept were written with more memory than there is here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     openings = Openings(files)
     windows = -(-tokens // length)
-    together = _together(folder) or min(teacher.together(length), windows)
+    room = min(teacher.together(length), windows)
+    together = _together(folder) or room
     parts = -(-windows // together)
     written = []
     for part in range(parts):
         path = folder / f"{part:04}-{together}-windows.npy"
         if not path.exists():
+            if together > SPARE * room:
+                raise CompileError(
+                    f"{folder}: begun with {together} texts at once, for which there was memory; "
+                    f"here it is for {room}: go on there, or remove the folder"
+                )
             random = torch.Generator().manual_seed(seed * 1_000_003 + part)
             count = min(together, windows - part * together)
             writers = [Writer(openings, chat=i % 2 == 1, random=random) for i in range(count)]
@@ -93,7 +103,8 @@ class Openings:
         special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self.vocabulary = tokenizer.get_vocab_size()
         self.ordinary = [i for i in range(self.vocabulary) if i not in special]
-        self.start = [] if files.bos_token_id is None else [files.bos_token_id]
+        bos = files.bos_token_id if files.add_bos else None
+        self.start = [] if bos is None else [bos]
         self.ask: list[int] = []
         self.answer: list[int] = []
         if files.chat_template is not None:

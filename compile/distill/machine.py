@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
 
+from compile.errors import CompileError
 from edge_llm.cpu import host
 
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's mallopt
@@ -39,15 +41,24 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This process's, joined with the others if torchrun started it."""
-        rank, processes = (
-            int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1"))
+        """This process's, joined with the others if torchrun started it.
+
+        CompileError where torchrun has started more than there are GPUs.
+        """
+        rank, processes, local = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
         )
         cuda = torch.cuda.is_available()
+        if cuda and local >= (there := torch.cuda.device_count()):
+            raise CompileError(
+                f"process {local + 1} on a machine with {there} GPUs: give torchrun "
+                f"--nproc-per-node={there}"
+            )
         if processes > 1 and not distributed.is_initialized():
             distributed.init_process_group("nccl" if cuda else "gloo")
         if cuda:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            device = torch.device("cuda", local)
             torch.cuda.set_device(device)
             # cuDNN plans anew for every length that a cache grows to, which takes a step's time
             torch.backends.cuda.enable_cudnn_sdp(False)
@@ -84,6 +95,15 @@ class Machine:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """As if one process had seen every process's share of the batch."""
         self.average(p.grad for p in parameters if p.grad is not None)
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """CompileError where memory ends within the block: ``what`` is there too much of."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise CompileError(f"there is no memory for {what}") from None
 
 
 def keep_memory() -> None:

@@ -73,11 +73,11 @@ def describe(path: Path) -> Description:
 
 
 def _by_transformers(path: Path) -> Description:
-    from transformers import AutoConfig, AutoTokenizer
-
     place: dict[str, Any] = {} if path.is_dir() else {"gguf_file": path.name}
     where = path if path.is_dir() else path.parent
     with translated(f"{path}: transformers cannot open it either"):
+        from transformers import AutoConfig, AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, **place)
         config = AutoConfig.from_pretrained(where, local_files_only=True, **place)
         context = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from compile.distill.machine import room_for
 from compile.foreign_errors import translated
 from edge_llm.files import replacing
 
@@ -77,6 +78,7 @@ class Progress:
             return 0
         with (
             translated(f"{self._path}: damaged; remove it to begin anew"),
+            room_for(f"{self._path}, which is kept: free some and go on"),
             safe_open(self._path, framework="pt") as file,
         ):
             metadata = file.metadata()

@@ -11,6 +11,7 @@ the rest is measured anew (Kim et al., 2024, Shortened LLaMA, arXiv:2402.02834).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -128,16 +129,18 @@ def shape_of(config: ModelConfig, share: float) -> tuple[int, int]:
 
     Depth and width shrink alike. CompileError where the embedding alone is more.
     """
-    most = share * parameters(config)
+    whole = parameters(config)
+    least = 1.0
     for eighth in range(8 * config.layers, 7, -1):
         layers = -(-eighth // 8)
         ffn = config.ffn * eighth // (8 * config.layers) // MULTIPLE * MULTIPLE
-        if ffn and parameters(replace(config, layers=layers, ffn=ffn)) <= most:
-            return layers, ffn
-    least = parameters(replace(config, layers=1, ffn=min(MULTIPLE, config.ffn)))
+        if ffn:
+            least = parameters(replace(config, layers=layers, ffn=ffn)) / whole
+            if least <= share:
+                return layers, ffn
     raise CompileError(
-        f"a student of {share:.0%} of the parameters: the embedding stays, so "
-        f"{least / parameters(config):.0%} is the smallest there is"
+        f"a student of {share:.1%} of the parameters: the embedding stays, so "
+        f"{math.ceil(1000 * least) / 10}% is the smallest there is"
     )
 
 

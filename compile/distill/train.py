@@ -7,7 +7,8 @@
 The loss is the Kullback-Leibler divergence of the student's predictions from the teacher's over the
 whole vocabulary (Hinton et al., 2015, arXiv:1503.02531), and, for a pruned student, the distance of
 its layers' states from those of the layers it was cut from (Muralidharan et al., 2024, Minitron,
-arXiv:2407.14679). With ``quantized`` matrices are rounded as they are used, and come out as int4.
+arXiv:2407.14679). With ``quantized`` matrices are rounded as they are used, and come out in its
+formats.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from compile.checkpoint import Checkpoint
 from compile.distill.decoder import Decoder
-from compile.distill.machine import Machine
+from compile.distill.machine import Machine, room_for
 from compile.distill.progress import Point, Progress
 from compile.distill.rounding import Rounding
 from compile.distill.student import LearnedCheckpoint
@@ -91,9 +92,10 @@ def train(
             f"batch {settings.batch}: {machine.processes} processes share it: give a multiple of "
             f"{machine.processes}"
         )
-    run = Run(student, teacher, settings, folder, machine, quantized, layers)
     order = Order(len(tokens), settings.seed)
-    step = run.progress.restore()
+    with room_for("what learns, beside its teacher: free some, and what was learned goes on"):
+        run = Run(student, teacher, settings, folder, machine, quantized, layers)
+        step = run.progress.restore()
     if not machine.agree(step):
         raise CompileError(f"{folder}: the processes go on from different steps: start them again")
     while step < settings.steps:
@@ -103,16 +105,15 @@ def train(
         while step < until:
             picks = order.batch(step, settings.batch)[machine.rank :: machine.processes]
             step += 1
-            try:
+            with room_for(
+                f"{len(picks)} sequences of {tokens.shape[1]} tokens in a step on "
+                f"{machine.device}: give a smaller batch"
+            ):
                 losses.append(run.step(step, tokens[picks]))
-            except torch.OutOfMemoryError:
-                raise CompileError(
-                    f"{machine.device} has no memory for {len(picks)} sequences of "
-                    f"{tokens.shape[1]} tokens in a step: give a smaller batch"
-                ) from None
             report(step / settings.steps)
         seconds = time.monotonic() - started
-        run.keep(step, losses, seconds, tokens.shape[1], held_out)
+        with room_for(f"the held-out text on {machine.device}: give a smaller length in [data]"):
+            run.keep(step, losses, seconds, tokens.shape[1], held_out)
     return run.learned()
 
 
@@ -158,14 +159,15 @@ class Run:
         self._machine.average_gradients(
             p for g in self._optimizer.param_groups for p in g["params"]
         )
-        clip_grad_norm_(self._weights, LARGEST_GRADIENT)
+        norm = clip_grad_norm_(self._weights, LARGEST_GRADIENT)
         value = loss.detach()
         self._machine.average([value])
-        if not math.isfinite(float(value)):
-            raise CompileError(
-                f"the loss is {float(value)} at step {number}: give a lower learning_rate than "
-                f"{self._settings.learning_rate:g}, or look for broken text in the data"
-            )
+        for what, size in (("loss", float(value)), ("gradient", float(norm))):
+            if not math.isfinite(size):
+                raise CompileError(
+                    f"the {what} is {size} at step {number}: give a lower learning_rate than "
+                    f"{self._settings.learning_rate:g}, or look for broken text in the data"
+                )
         self._optimizer.step()
         return float(value)
 

@@ -1,5 +1,5 @@
-"""What lies between the compiler and the board: bundle, sign, deploy, commit or roll back.
+"""Where signed updates will be: bundle, sign, deploy, commit or roll back. Empty so far.
 
-Knows a model only as an artifact: its manifest, entries and signature, never what made it or
-what runs it.
+It will know a model only as an artifact: its manifest, entries and signature, never what made it
+or what runs it.
 """

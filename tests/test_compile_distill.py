@@ -343,6 +343,15 @@ def test_a_step_that_a_gpu_has_no_memory_for_says_what_to_do(
         train(tiny, teacher, tokens, Settings(steps=1, batch=4), tmp_path, MACHINE)
 
 
+def test_the_smallest_student_that_is_named_can_be_had(tiny: Checkpoint) -> None:
+    with pytest.raises(CompileError, match="is the smallest there is") as caught:
+        student_config(tiny.config, Student(parameters=0.001))
+    share = float(str(caught.value).split()[-6].rstrip("%")) / 100
+    assert parameters(student_config(tiny.config, Student(parameters=share))) < share * parameters(
+        tiny.config
+    )
+
+
 def test_pruning_keeps_what_matters(tiny: Checkpoint, tokens: np.ndarray) -> None:
     whole = prune(tiny, 3, 192, tokens)
     ids = tokens[0].tolist()

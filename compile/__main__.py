@@ -57,6 +57,9 @@ def run() -> None:
     except CompileError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except PermissionError as error:  # wherever a path is looked at for the first time
+        click.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

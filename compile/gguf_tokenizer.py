@@ -77,6 +77,8 @@ SPLITTERS: MappingProxyType[str, Callable[[], PreTokenizer]] = MappingProxyType(
 )
 # Llama 3's tokenizer takes a word that is a token as it stands, and begins every text with BOS.
 LLAMA3_NAMES = frozenset({"llama-bpe", "llama3", "llama-v3"})
+LLAMA3_BEGIN = "<|begin_of_text|>"
+LONGEST = 1 << 16  # characters of a token: every way to cut one in two is tried
 
 
 def read_tokenizer(metadata: Metadata) -> TokenizerFiles:
@@ -90,6 +92,8 @@ def read_tokenizer(metadata: Metadata) -> TokenizerFiles:
     ids = {token: index for index, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         raise CompileError(f"{metadata.path}: {len(tokens) - len(ids)} tokens are there twice")
+    if max(map(len, tokens), default=0) > LONGEST:
+        raise CompileError(f"{metadata.path}: a token of more than {LONGEST} characters")
     types = _types(metadata, len(tokens))
     with translated(f"{metadata.path}: the tokenizer cannot be rebuilt"):
         if kind == "gpt2":
@@ -120,6 +124,11 @@ def _types(metadata: Metadata, count: int) -> list[int]:
 def _byte_level(metadata: Metadata, ids: dict[str, int]) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
+    if f"{PREFIX}pre" not in metadata and LLAMA3_BEGIN in ids:
+        raise UnsupportedError(
+            f"{metadata.path}: metadata {PREFIX}pre is missing, as early converters left it, and "
+            "Llama 3 splits texts otherwise than GPT-2: convert the model anew"
+        )
     name = metadata.text(f"{PREFIX}pre", "default")
     if name not in SPLITTERS:
         raise UnsupportedError(

@@ -128,10 +128,9 @@ def _chat_template(folder: Path, settings: Settings) -> str | None:
         return read_text(path)
     value = settings.values.get("chat_template")
     if isinstance(value, list):
-        named = {
-            entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)
-        }
-        value = named.get("default")
+        entries = [entry for entry in value if isinstance(entry, dict)]
+        named = (entry.get("template") for entry in entries if entry.get("name") == "default")
+        value = next(named, None)
     if value is not None and not isinstance(value, str):
         raise CompileError(f"{settings.path}: 'chat_template' must be a string")
     return value

@@ -22,7 +22,7 @@ from compile import numerics
 from compile.checkpoint import Q4, Q8, Matrix, ModelConfig, Tensor, TokenizerFiles
 from compile.errors import CompileError, UnsupportedError
 from compile.families import FAMILIES
-from compile.llama_tensors import tensor_shapes
+from compile.llama_tensors import check_config, tensor_shapes
 from compile.lower.cpu.isa import ISAS
 from edge_llm import manifest as m
 from edge_llm.artifact import Artifact
@@ -161,7 +161,7 @@ def _config(path: Path, manifest: m.Manifest) -> ModelConfig:
         raise UnsupportedError(
             f"{path}: its manifest lacks norm_eps and rope_frequencies: compile the model again"
         )
-    return ModelConfig(
+    config = ModelConfig(
         family=model.family,
         name=model.name,
         layers=model.layers,
@@ -177,6 +177,8 @@ def _config(path: Path, manifest: m.Manifest) -> ModelConfig:
         tied=all(tensor.name != "embedding" for tensor in manifest.tensors),
         license=model.license,
     )
+    check_config(path, config)
+    return config
 
 
 def _tokenizer(artifact: Artifact) -> TokenizerFiles:

@@ -132,15 +132,19 @@ def read_config(folder: Path, settings: Settings) -> ModelConfig:
 
 
 def _rope_frequencies(settings: Settings, head_dim: int) -> rope.Frequencies:
-    """Scaled as ``rope_scaling`` says, or ``rope_parameters`` as newer configurations call it."""
+    """Scaled as ``rope_scaling`` says, or ``rope_parameters`` as newer configurations call it.
+
+    Of both the first counts, as for transformers.
+    """
     path = settings.path
-    base = settings.section("rope_parameters").number(
-        "rope_theta", settings.number("rope_theta", 10000.0)
-    )
+    newer = settings.section("rope_parameters")
+    scaling = settings.section("rope_scaling")
+    if not scaling.values:
+        scaling = newer
+    otherwise = newer.number("rope_theta", 10000.0)
+    base = scaling.number("rope_theta", settings.number("rope_theta", otherwise))
     check_rope_base(path, base)
     plain = rope.frequencies(base, head_dim)
-    section = "rope_parameters" if "rope_parameters" in settings else "rope_scaling"
-    scaling = settings.section(section)
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     if kind == "default":
         return plain

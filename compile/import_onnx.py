@@ -29,7 +29,7 @@ from compile.foreign_errors import translated
 from compile.huggingface_tokenizer import read_tokenizer
 from compile.import_huggingface import MODEL_TYPES, check_architecture, read_config
 from compile.json_file import Settings, read_settings
-from compile.llama_tensors import check_sizes, check_tensors, tensor_shapes
+from compile.llama_tensors import check_config, check_tensors, tensor_shapes
 from compile.onnx_anchors import Anchors, Embedding, Linear, Norm
 from compile.onnx_decoder import Decoder, Role
 from compile.onnx_file import OnnxFile, attributes, optional, read_onnx
@@ -148,6 +148,10 @@ def _opened(file: OnnxFile) -> OnnxCheckpoint:
             f"{path}: the graph has {decoder.layers} layers, {settings.path.name} says "
             f"{config.layers}"
         )
+    for node in decoder.attention:
+        scale = float(attributes(node).get("scale", 0)) or config.head_dim**-0.5
+        if not math.isclose(scale, config.head_dim**-0.5, rel_tol=1e-3):
+            raise file.unsupported(node, f"scale {scale:g} is not 1 / √{config.head_dim}")
     checkpoint.config = replace(config, tied=_tied(checkpoint))
     expected = tensor_shapes(checkpoint.config)
     names = {name: name for name in expected}
@@ -189,7 +193,7 @@ def _config(
             given: dict[str, Any] = json.loads(file.metadata[CONFIG])
             frequencies = tuple(float(f) for f in given["rope_frequencies"])
             config = ModelConfig(**(given | {"rope_frequencies": frequencies}))
-            _check(file.path, config)
+            check_config(file.path, config)
             return config
     if settings.path.name == "config.json":
         return read_config(file.path.parent, settings)
@@ -229,14 +233,8 @@ def _from_graph(
         rope_frequencies=tuple(frequencies.tolist()),
         tied=False,
     )
-    _check(file.path, config)
+    check_config(file.path, config)
     return config
-
-
-def _check(path: Path, config: ModelConfig) -> None:
-    check_sizes(path, config)
-    if len(config.rope_frequencies) != config.head_dim // 2:
-        raise CompileError(f"{path}: {len(config.rope_frequencies)} rotary frequencies a head")
 
 
 def _tied(checkpoint: OnnxCheckpoint) -> bool:

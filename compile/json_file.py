@@ -106,6 +106,7 @@ def read_settings(path: Path) -> Settings:
     """A JSON object from a file; CompileError where it is missing or not one."""
     try:
         value = json.loads(read_bytes(path))
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise CompileError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -8,12 +8,22 @@ from pathlib import Path
 
 from compile.checkpoint import ModelConfig
 from compile.errors import CompileError, UnsupportedError
+from compile.families import FAMILIES
 
 MAX_LAYERS = 1024
 MAX_HEAD_DIM = 1024
 MAX_SIZE = 1 << 24  # of any other dimension; keeps every product far below 2**63
 
 Shape = tuple[int, ...]
+
+
+def check_config(path: Path, config: ModelConfig) -> None:
+    """CompileError where a whole description, as another program wrote it, makes no sense."""
+    if config.family not in FAMILIES:
+        raise CompileError(f"{path}: family {config.family!r}: this version knows {list(FAMILIES)}")
+    check_sizes(path, config)
+    if len(config.rope_frequencies) != config.head_dim // 2:
+        raise CompileError(f"{path}: {len(config.rope_frequencies)} rotary frequencies a head")
 
 
 def check_sizes(path: Path, config: ModelConfig) -> None:

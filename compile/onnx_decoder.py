@@ -182,7 +182,8 @@ class Decoder:
                 continue
             for node in walk.passed:
                 if node.op_type in ("Sigmoid", "Swish", "QuickGelu"):
-                    if float(attributes(node).get("alpha", 1.0)) != 1.0:
+                    default = 1.702 if node.op_type == "QuickGelu" else 1.0
+                    if float(attributes(node).get("alpha", default)) != 1.0:
                         raise self._file.unsupported(node, "the activation is not SiLU")
                     found = self._anchors.walk(node.input[0]).found
                     if len(found) == 1 and next(iter(found)) in both:
@@ -220,9 +221,12 @@ class Decoder:
         for node in walk.passed:
             if node.op_type not in allowed:
                 raise self._file.unsupported(node, "not part of a supported Llama")
+            if node.op_type == "RotaryEmbedding" and attributes(node).get("interleaved", 0):
+                raise self._file.unsupported(node, "interleaved 1 is not supported")
             if node.op_type == "Add":
                 for name in node.input:
-                    if self._file.is_constant(name) and math.prod(self._file.shape(name)) > 1:
+                    added = self._anchors.stored(name)
+                    if added is not None and math.prod(self._file.shape(added.name)) > 1:
                         raise self._file.unsupported(node, "a bias is not part of a Llama")
 
     def _refused(self, why: str) -> UnsupportedError:

@@ -16,8 +16,8 @@ from typing import cast
 import numpy as np
 
 from compile.build import build, versions
-from compile.checkpoint import Checkpoint, ModelConfig
-from compile.errors import CompileError
+from compile.checkpoint import Checkpoint, ModelConfig, TokenizerFiles
+from compile.errors import CompileError, UnsupportedError
 from compile.families import FAMILIES
 from compile.graph import KINDS
 from compile.importer import open_checkpoint
@@ -32,11 +32,14 @@ from compile.quantize.nearest import QuantizedCheckpoint
 from compile.sources import resolve
 from compile.tokenizer_json import compact, generation_json
 from edge_llm import manifest as m
+from edge_llm.archive import LIMIT
 from edge_llm.artifact import write_artifact
 from edge_llm.chat_template import ChatTemplate
 from edge_llm.errors import ArtifactError
+from edge_llm.tokenizer import Tokenizer
 from targets import Target
 
+LONGEST_TEXT = 500  # characters of a name in the manifest
 DEFAULT_CONTEXT = 4096  # positions, where the model was trained for as many
 
 Report = Callable[[str, float], None]  # stage, share of it done: 0 to 1
@@ -67,6 +70,7 @@ def compile_model(options: Options, report: Report = lambda _stage, _done: None)
 def make_artifact(quantized: QuantizedCheckpoint, options: Options, report: Report) -> m.Manifest:
     """Lower, build, pack: what follows once the weights are decided."""
     plan = make_plan(quantized.config, quantized.formats, options)
+    check_tokenizer(quantized.tokenizer)
     lowered = lower_model(plan, options, report)
     code = build_code(lowered, options, report)
     return pack_artifact(plan, quantized, code, options, report)
@@ -98,7 +102,22 @@ def make_plan(config: ModelConfig, formats: Formats, options: Options) -> Plan:
         layout=ISAS[options.target.isa].layout.NAME,
     )
     plan.check()
+    if plan.weights.size > LIMIT:
+        raise UnsupportedError(
+            f"{config.name}: its weights take {plan.weights.size / 1e9:.2f} GB as {formats}, and a "
+            f"file ends below {LIMIT / 1e9:.2f}: choose formats of fewer bits"
+        )
     return plan
+
+
+def check_tokenizer(files: TokenizerFiles) -> None:
+    """CompileError where a device could not use them, which it would find out in its first chat."""
+    try:
+        Tokenizer(compact(files.tokenizer_json), generation_json(files), files.chat_template)
+        if files.chat_template is not None:
+            ChatTemplate(files.chat_template, files.bos_token, files.eos_token)
+    except ArtifactError as error:
+        raise CompileError(str(error)) from None
 
 
 def positions(config: ModelConfig, options: Options) -> int:
@@ -148,13 +167,17 @@ def pack_artifact(
             }
             template = quantized.tokenizer.chat_template
             if template is not None:
-                ChatTemplate(template, "", "")  # a device would find out in its first chat
                 entries["chat_template.jinja"] = template.encode()
             return write_artifact(output, describe(plan, quantized, options), entries)
     except ArtifactError as error:
         raise CompileError(str(error)) from None
     except OSError as error:
         raise CompileError(f"cannot write {output}: {error.strerror}") from None
+
+
+def one_line(text: str) -> str:
+    """What the manifest takes of a text that came with a model."""
+    return "".join(c if c.isprintable() else " " for c in text)[:LONGEST_TEXT]
 
 
 def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.Manifest:
@@ -164,10 +187,10 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
     return m.Manifest(
         format=m.FORMAT,
         model=m.Model(
-            name=config.name,
+            name=one_line(config.name),
             family=config.family,
             source=options.source if ":" in options.source else Path(options.source).name,
-            license=config.license,
+            license=None if config.license is None else one_line(config.license),
             parameters=parameters(config),
             context=plan.context,
             layers=config.layers,

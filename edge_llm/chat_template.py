@@ -14,11 +14,24 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edge_llm.errors import ArtifactError, RequestError
 from edge_llm.request import Message
+
+
+class Answers(Extension):
+    """``{% generation %} … {% endgeneration %}`` around what is to be learned: its content."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands between."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -37,7 +50,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,  # as Hugging Face renders, and as templates rely on
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols"],
+            extensions=["jinja2.ext.loopcontrols", Answers],
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
@@ -48,6 +61,9 @@ class ChatTemplate:
             raise ArtifactError(
                 f"chat_template.jinja: line {error.lineno}: {error.message}"
             ) from None
+        except Exception as error:  # of Jinja's compiler, which a stranger's text drives
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ArtifactError(f"chat_template.jinja: {reason}") from None
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -60,6 +76,8 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
+                tools=None,  # as Hugging Face says that there are none: it is not the same as
+                documents=None,  # a name that is not known
                 add_generation_prompt=True,
                 **self._tokens,
             )

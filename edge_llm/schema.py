@@ -88,9 +88,11 @@ def build(cls: type[T], value: object, key: str = "") -> T:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {_brief(twice)} is given twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {_brief(key)} is given twice")
+            seen.add(key)
     return result
 
 

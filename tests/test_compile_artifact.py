@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from compile.checkpoint import Checkpoint
 from compile.errors import CompileError, UnsupportedError
 from compile.importer import open_checkpoint
 from compile.lower.cpu.isa import ISAS
-from compile.pipeline import Options, make_plan, pack_artifact, quantize
+from compile.pipeline import (
+    Options,
+    check_tokenizer,
+    make_plan,
+    one_line,
+    pack_artifact,
+    quantize,
+)
+from compile.quantize.formats import Formats
 from edge_llm.artifact import Artifact, write_artifact
 from targets import TARGETS
 from tests.same_tensors import assert_same_tensors
@@ -74,6 +83,41 @@ def test_one_of_an_older_compiler_says_what_it_lacks(tmp_path: Path) -> None:
     write_artifact(path, replace(manifest, model=model), entries)
     with pytest.raises(UnsupportedError, match=r"tiny\.edge: its manifest lacks norm_eps"):
         open_checkpoint(path)
+
+
+def test_one_of_absurd_sizes_is_refused(tmp_path: Path) -> None:
+    path, _ = packed(tmp_path)
+    with Artifact.open(path) as artifact:
+        manifest = artifact.manifest
+        entries = {entry.name: bytes(artifact.entry(entry.name)) for entry in manifest.entries}
+    model = replace(manifest.model, layers=2**31 - 1)
+    write_artifact(path, replace(manifest, model=model), entries)
+    with pytest.raises(CompileError, match=r"tiny\.edge: layers of 2147483647; it must be"):
+        open_checkpoint(path)
+
+
+def test_what_does_not_fit_into_a_file_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    config = open_checkpoint(tmp_path / "tiny.gguf").config
+    options = Options(str(tmp_path / "tiny.gguf"), TARGETS["rpi5"], tmp_path / "tiny.edge")
+    large = replace(config, vocab_size=1 << 24, width=512)
+    with pytest.raises(UnsupportedError, match=r"take 9\.\d\d GB as .*a file ends below 4\.29"):
+        make_plan(large, Formats(), options)
+
+
+def test_what_a_device_could_not_use_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    files = open_checkpoint(tmp_path / "tiny.gguf").tokenizer
+    state = json.loads(files.tokenizer_json)
+    without = replace(files, tokenizer_json=json.dumps(state | {"decoder": None}).encode())
+    with pytest.raises(CompileError, match=r"the decoder none is not supported"):
+        check_tokenizer(without)
+    with pytest.raises(CompileError, match=r"chat_template\.jinja: line 1: "):
+        check_tokenizer(replace(files, chat_template="{% for %}"))
+
+
+def test_a_name_of_several_lines_becomes_one() -> None:
+    assert one_line("a\nb\u2028c" + "d" * 600) == "a b c" + "d" * 495
 
 
 def test_a_damaged_one_is_refused(tmp_path: Path) -> None:

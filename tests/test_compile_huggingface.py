@@ -128,6 +128,13 @@ SCALED = [llama3_frequency(frequency) for frequency in PLAIN]
             },
             SCALED,
         ),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+                "rope_scaling": {"rope_type": "llama3", **LLAMA3},
+            },
+            SCALED,
+        ),
         ({"rope_theta": 100.0}, [100.0 ** (-i / 16) for i in range(16)]),
     ],
 )
@@ -265,6 +272,7 @@ UNSUPPORTED = {
     "weights as pickle": pickled,
 }
 WRONG = {
+    "config.json: not valid JSON: 'utf-8'": with_text("config.json", '{"a": "\\ud800"}'),
     "config.json is missing": without("config.json"),
     "config.json: not valid JSON": with_text("config.json", "{"),
     "config.json: not a JSON object": with_text("config.json", "[]"),

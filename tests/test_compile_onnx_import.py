@@ -238,6 +238,19 @@ def biased(model: onnx.ModelProto) -> None:
     insert(model, value, helper.make_node("Add", [value, "bias"], ["biased"], "the_bias"))
 
 
+def biased_by_a_cast(model: onnx.ModelProto) -> None:
+    biased(model)
+    added = next(n for n in model.graph.node if n.name == "the_bias")
+    added.input[1] = "cast"
+    cast = helper.make_node("Cast", ["bias"], ["cast"], "the_cast", to=onnx.TensorProto.FLOAT)
+    model.graph.node.insert(list(model.graph.node).index(added), cast)
+
+
+def of_another_scale(model: onnx.ModelProto) -> None:
+    attention = node(model, "GroupQueryAttention")
+    attention.attribute.append(helper.make_attribute("scale", 0.5))
+
+
 def softcapped(model: onnx.ModelProto) -> None:
     attention = node(model, "GroupQueryAttention")
     next(a for a in attention.attribute if a.name == "softcap").f = 30.0
@@ -258,6 +271,8 @@ def scaled_embedding(model: onnx.ModelProto) -> None:
         (gelu, r"node 'n\d+' \(Tanh\): not part of a supported Llama"),
         (without_cache, "its outputs are not logits and present.N.key and .value"),
         (biased, r"node 'the_bias' \(Add\): not part of|'the_bias' \(Add\): a bias is not part"),
+        (biased_by_a_cast, r"'the_bias' \(Add\)"),
+        (of_another_scale, r"\(GroupQueryAttention\): scale 0.5 is not 1 / √32"),
         (softcapped, r"\(GroupQueryAttention\): softcap 30.0 is not supported"),
         (scaled_embedding, r"node 'times_eight' \(Mul\): not part of a supported Llama"),
     ],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
+from safetensors.numpy import save_file
 
 from compile.checkpoint import Q4, Q8, Checkpoint, Tensor
 from compile.errors import CompileError
@@ -63,6 +67,40 @@ def test_a_cut_file_is_refused_in_one_line(tmp_path: Path, tiny: Checkpoint, kee
     with pytest.raises(CompileError, match=r"tiny\.safetensors: n") as caught:
         open_checkpoint(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 10**12}, "layers of 1000000000000; it must be 1 to 1024"),
+        ({"family": "mamba"}, "family 'mamba': this version knows"),
+        ({"rope_frequencies": [1.0]}, "1 rotary frequencies a head"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(
+    tmp_path: Path, tiny: Checkpoint, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "tiny.safetensors"
+    store(path, tiny)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        arrays = dict(zip(file.keys(), map(file.get_tensor, file.keys()), strict=True))
+        description = json.loads(file.metadata()["edge-llm"])
+    description["config"] |= change
+    save_file(arrays, path, {"edge-llm": json.dumps(description)})
+    with pytest.raises(CompileError, match=message):
+        open_checkpoint(path)
+
+
+def test_scales_of_no_group_are_refused(tmp_path: Path, tiny: Checkpoint) -> None:
+    path = tmp_path / "tiny.safetensors"
+    store(path, QuantizedCheckpoint(tiny, Formats.of(tiny)))
+    with safetensors.safe_open(path, framework="numpy") as file:
+        arrays = dict(zip(file.keys(), map(file.get_tensor, file.keys()), strict=True))
+        metadata = file.metadata()
+    name = next(name for name in arrays if name.endswith("mlp.up_proj.weight.scale"))
+    save_file(arrays | {name: arrays[name][:-1]}, path, metadata)
+    with pytest.raises(CompileError, match="scale: not one a group of 32, 64 or 128 columns"):
+        open_checkpoint(path)
 
 
 def test_safetensors_of_somebody_else_are_refused(tmp_path: Path) -> None:

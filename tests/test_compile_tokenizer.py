@@ -399,6 +399,12 @@ BROKEN: dict[str, tuple[dict[str, Any], type[CompileError], str]] = {
     "half a merge": ({"merges": ("ab",)}, CompileError, "merge 0 'ab'"),
     "no merges": ({"merges": None}, CompileError, "merges is missing"),
     "types": ({"token_type": [1]}, CompileError, "1 token types for 3 tokens"),
+    "Llama 3 without a splitting": (
+        {"tokens": ("a", "b", "ab", "<|begin_of_text|>")},
+        UnsupportedError,
+        "tokenizer.ggml.pre is missing, as early converters left it",
+    ),
+    "long": ({"tokens": ("a" * 70_000,)}, CompileError, "a token of more than 65536 characters"),
     "kind": ({"model": "t5"}, UnsupportedError, "tokenizer 't5'"),
     "words": ({"pre": "viking"}, UnsupportedError, "pre-tokenizer 'viking'"),
     "scores": ({"model": "llama", "scores": [0.5]}, CompileError, "1 token scores for 3 tokens"),

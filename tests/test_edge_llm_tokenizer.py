@@ -189,6 +189,18 @@ def test_a_template_has_the_names_that_templates_use() -> None:
     assert tokenizer.hf.decode(ids) == '{"a": "<é>"}%'
 
 
+def test_a_template_is_told_that_there_are_no_tools() -> None:
+    tokenizer = tiny("{% if tools is not none or documents is not none %}wrong{% endif %}a")
+    assert tokenizer.hf.decode(tokenizer.chat([{"role": "user", "content": "1"}])) == "a"
+
+
+def test_marks_of_what_is_to_be_learned_are_passed_over() -> None:
+    tokenizer = tiny(
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    assert tokenizer.hf.decode(tokenizer.chat([{"role": "user", "content": "1"}])) == "1"
+
+
 def test_a_template_that_is_no_template_names_its_line() -> None:
     tokenizer = tiny("ok\n{% for %}")
     with pytest.raises(RequestError, match=r"chat_template.jinja: line 2: "):

@@ -19,6 +19,7 @@ from compile.lower.cpu.isa import ISAS
 from compile.pipeline import (
     Options,
     check_tokenizer,
+    compile_model,
     make_plan,
     one_line,
     pack_artifact,
@@ -114,6 +115,17 @@ def test_what_a_device_could_not_use_is_refused_before_it_is_built(tmp_path: Pat
         check_tokenizer(without)
     with pytest.raises(CompileError, match=r"chat_template\.jinja: line 1: "):
         check_tokenizer(replace(files, chat_template="{% for %}"))
+
+
+def test_without_a_place_for_what_is_linked_it_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    options = Options(str(tmp_path / "tiny.gguf"), TARGETS["x86-64-v3"], tmp_path / "tiny.edge")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(CompileError, match=r"cannot build for x86-64-v3: .*No such file") as caught:
+        compile_model(options)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_name_of_several_lines_becomes_one() -> None:

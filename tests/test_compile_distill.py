@@ -343,6 +343,31 @@ def test_a_step_that_a_gpu_has_no_memory_for_says_what_to_do(
         train(tiny, teacher, tokens, Settings(steps=1, batch=4), tmp_path, MACHINE)
 
 
+def test_a_state_that_memory_has_no_room_for_is_kept(
+    tiny: Checkpoint,
+    teacher: DecoderTeacher,
+    tokens: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    train(tiny, teacher, tokens, Settings(steps=1), tmp_path, MACHINE)
+    monkeypatch.setattr("compile.distill.progress.safe_open", full)
+    message = r"there is no memory for .*state\.safetensors, which is kept: free some and go on"
+    with pytest.raises(CompileError, match=message):
+        train(tiny, teacher, tokens, Settings(steps=2), tmp_path, MACHINE)
+
+
+def test_more_processes_than_gpus_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(CompileError, match=r"process 3 on a machine with 2 GPUs: .*node=2"):
+        Machine.here()
+
+
 def test_the_smallest_student_that_is_named_can_be_had(tiny: Checkpoint) -> None:
     with pytest.raises(CompileError, match="is the smallest there is") as caught:
         student_config(tiny.config, Student(parameters=0.001))

@@ -53,6 +53,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_path(tmp_path: Path) -> None:
     (tmp_path / "m:1.gguf").touch()
     assert resolve(str(tmp_path / "m:1.gguf")) == tmp_path / "m:1.gguf"
+    with pytest.raises(CompileError, match="File name too long"):
+        resolve("a" * 300)
     with pytest.raises(CompileError, match="no such file or folder, nor hf:ORG/NAME or pypi:"):
         resolve(str(tmp_path / "other"))
 

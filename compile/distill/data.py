@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from compile.checkpoint import TokenizerFiles
+from compile.distill.machine import room_for
 from compile.distill.teacher import Teacher
 from compile.errors import CompileError
 from edge_llm.chat_template import ChatTemplate
@@ -73,7 +74,8 @@ def sample(
             count = min(together, windows - part * together)
             writers = [Writer(openings, chat=i % 2 == 1, random=random) for i in range(count)]
             told = partial(_report, report, part, parts)
-            text = write(teacher, openings.vocabulary, writers, length, random, told)
+            with room_for(f"{count} texts of {length} tokens at once: free some and go on"):
+                text = write(teacher, openings.vocabulary, writers, length, random, told)
             with replacing(path) as file:
                 np.save(file, text)
         written.append(np.load(path))

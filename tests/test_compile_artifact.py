@@ -75,24 +75,25 @@ def test_what_was_packed_comes_back(tmp_path: Path, target: str, name: str) -> N
         back.tensor("model.layers.99.mlp.up_proj.weight")
 
 
-def test_one_of_an_older_compiler_says_what_it_lacks(tmp_path: Path) -> None:
-    path, _ = packed(tmp_path)
+def describe_otherwise(path: Path, **changes: Any) -> None:
+    """Change what an artifact's manifest says of its model."""
     with Artifact.open(path) as artifact:
         manifest = artifact.manifest
         entries = {entry.name: bytes(artifact.entry(entry.name)) for entry in manifest.entries}
-    model = replace(manifest.model, norm_eps=None, rope_frequencies=None)
+    model = replace(manifest.model, **changes)
     write_artifact(path, replace(manifest, model=model), entries)
+
+
+def test_one_of_an_older_compiler_says_what_it_lacks(tmp_path: Path) -> None:
+    path, _ = packed(tmp_path)
+    describe_otherwise(path, norm_eps=None, rope_frequencies=None)
     with pytest.raises(UnsupportedError, match=r"tiny\.edge: its manifest lacks norm_eps"):
         open_checkpoint(path)
 
 
 def test_one_of_absurd_sizes_is_refused(tmp_path: Path) -> None:
     path, _ = packed(tmp_path)
-    with Artifact.open(path) as artifact:
-        manifest = artifact.manifest
-        entries = {entry.name: bytes(artifact.entry(entry.name)) for entry in manifest.entries}
-    model = replace(manifest.model, layers=2**31 - 1)
-    write_artifact(path, replace(manifest, model=model), entries)
+    describe_otherwise(path, layers=2**31 - 1)
     with pytest.raises(CompileError, match=r"tiny\.edge: layers of 2147483647; it must be"):
         open_checkpoint(path)
 

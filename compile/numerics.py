@@ -49,10 +49,11 @@ def fma(a: Any, b: Any, c: Any) -> F32:
     product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
     addend = np.asarray(c, np.float64)
     total = np.asarray(product + addend)
-    back = total - product
-    error = (product - (total - back)) + (addend - back)  # Knuth's TwoSum: exact
+    with np.errstate(invalid="ignore"):  # of infinities
+        back = total - product
+        error = (product - (total - back)) + (addend - back)  # Knuth's TwoSum: exact
     bits = total.view(np.int64)
-    inexact_and_even = (error != 0) & (bits & 1 == 0)
+    inexact_and_even = (error != 0) & (bits & 1 == 0) & np.isfinite(total)
     away = np.where((error > 0) == (total > 0), 1, -1)
     odd = np.where(inexact_and_even, bits + away, bits).view(np.float64)
     rounded: F32 = odd.astype(np.float32)

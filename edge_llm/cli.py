@@ -56,7 +56,8 @@ def main() -> None:
     # numpy's BLAS, of which nothing is used, has threads that spin for a while after its import.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        status = cli.main(prog_name="edge-llm", standalone_mode=False)
+        arguments = sys.argv[1:] or ["--help"]
+        status = cli.main(arguments, prog_name="edge-llm", standalone_mode=False)
         sys.stdout.flush()
     except EdgeLLMError as error:
         status = _report(str(error), 1)
@@ -74,6 +75,10 @@ def main() -> None:
         status = _report(f"there is not enough memory: {error}".splitlines()[0], 1)
     except OSError as error:
         status = _report(str(error), 1)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk: Python would say so once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 

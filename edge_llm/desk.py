@@ -141,8 +141,8 @@ class Desk:
         self._characters = 0  # of the prompts in hand
         self._threads = ThreadPoolExecutor(1, "edge-llm-submit")
         self._watchers: list[Callable[[], None]] = []
-        loop = asyncio.get_running_loop()
-        engine.on_end(lambda: loop.call_soon_threadsafe(self.ended.set))
+        self._loop = asyncio.get_running_loop()
+        engine.on_end(self._end)
 
     @property
     def ready(self) -> bool:
@@ -210,6 +210,10 @@ class Desk:
         self._closing = True
         await asyncio.get_running_loop().run_in_executor(None, self._engine.close)
         self._threads.shutdown(wait=False)
+
+    def _end(self) -> None:  # on the engine's thread
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self.ended.set)
 
     def _count(self, step: int) -> None:
         self.active += step

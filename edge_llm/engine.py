@@ -74,7 +74,7 @@ class Engine:
         self._arrived: list[Sequence] = []
         self._cancelled: set[int] = set()
         self._closed = False
-        self._ended: list[Callable[[], object]] = []
+        self._ended: list[Callable[[], object]] | None = []  # to be told; None: they have been
         self._counters = Counters()
         # The engine thread's own; others only read their lengths.
         self._pool = PagePool(executor.pages)
@@ -160,9 +160,15 @@ class Engine:
         )
 
     def on_end(self, tell: Callable[[], object]) -> None:
-        """Calls ``tell`` on the engine's thread as it ends: closed, or by an error of its own."""
+        """Calls ``tell`` on the engine's thread as it ends: closed, or by an error of its own.
+
+        At once where it has ended.
+        """
         with self._changed:
-            self._ended.append(tell)
+            if self._ended is not None:
+                self._ended.append(tell)
+                return
+        tell()
 
     def close(self) -> None:
         """Stops after the current step; whatever waits or runs fails with 503. Idempotent."""
@@ -239,10 +245,10 @@ class Engine:
 
     def _admit(self, admitted: tuple[Sequence, ...]) -> None:
         for sequence in admitted:
-            self._waiting.remove(sequence)
-            self._running.append(sequence)
             pages = self._pool.take(pages_for(sequence.limit, self._limits.page_positions))
             sequence.settle(pages, self._limits.table_pages)
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
             sequence.consumer.started()
 
     def _compute_and_emit(self, chunks: tuple[Chunk, ...]) -> None:
@@ -296,10 +302,12 @@ class Engine:
             self._closed = True  # also where the thread ends by an error of its own
             self._waiting += self._arrived
             self._arrived = []
-        for sequence in [*self._waiting, *self._running]:
-            self._fail(sequence, RequestError(503, "unavailable", "the engine is closing"))
-        self._executor.close()
-        with self._changed:
-            ended = list(self._ended)
-        for tell in ended:
-            tell()
+        try:
+            for sequence in [*self._waiting, *self._running]:
+                self._fail(sequence, RequestError(503, "unavailable", "the engine is closing"))
+            self._executor.close()
+        finally:
+            with self._changed:
+                ended, self._ended = self._ended, None
+            for tell in ended or ():
+                tell()

@@ -51,7 +51,7 @@ class Finished:
             the end of the context), ``cancelled``, or ``expired`` (its deadline has passed).
         prompt_tokens: tokens of the prompt, the chat template's included.
         completion_tokens: tokens generated, the end token included.
-        queue_seconds: from submission until its first pass over the weights.
+        queue_seconds: from when its tokens were known until its first pass over the weights.
         prefill_seconds: from then until the first token.
         decode_seconds: from the first token to the last.
     """

@@ -24,7 +24,7 @@ class Metrics:
         finished_total: requests ended by stop or length.
         stopped_total: requests ended by cancellation or their deadline.
         failed_total: requests ended by an error after they were accepted.
-        refused_total: requests that were not accepted.
+        refused_total: requests that the engine did not accept: too long, or too many waiting.
         prompt_tokens_total: prompt tokens of ended requests.
         completion_tokens_total: generated tokens of ended requests.
         decode_tokens_per_second: median of the last finished requests, each on its own clock.

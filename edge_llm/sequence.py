@@ -99,9 +99,9 @@ class Sequence:
 
     def settle(self, pages: tuple[int, ...], table_pages: int) -> None:
         """Owns these pages from now on."""
-        self.pages = pages
         self.table = np.zeros(table_pages, np.int32)
         self.table[: len(pages)] = pages
+        self.pages = pages
 
     def append(self, token: int) -> None:
         """Adds the token that was drawn; there must be room."""

@@ -44,6 +44,11 @@ def test_fma_rounds_once_near_ties(a: float, b: float, exponent: int) -> None:
     assert got == rounded(product + Fraction(float(c)))
 
 
+def test_fma_of_what_is_infinite_is() -> None:
+    for total in (np.inf, -np.inf):
+        assert numerics.fma(np.float32(1), np.float32(1), np.float32(total)) == total
+
+
 def test_exp_is_close_over_its_range() -> None:
     x = np.linspace(-86, 88, 100_001, dtype=np.float32)
     exact = np.exp(x.astype(np.float64))

@@ -48,6 +48,11 @@ MODELS: dict[str, tuple[dict[str, object], list[str]]] = {
         },
         ["--group", "128", "--head-bits", "4"],
     ),
+    "head-dim-96": (
+        {"width": 96, "heads": 2, "kv_heads": 1, "head_dim": 96, "ffn": 96},
+        [],
+    ),
+    "many-queries-a-head": ({"width": 64, "heads": 9, "kv_heads": 1, "head_dim": 32}, []),
     "mixed": (
         {"quantization": "F16", "width": 128, "ffn": 192, "heads": 4, "kv_heads": 2, "tied": False},
         [
@@ -86,6 +91,57 @@ def test_logits_are_the_reference_bit_for_bit(
     for chunk, threads in ((1, 1), (1, 2), (37, 1), (13, 2), (2, 3)):
         got = device_logits(path, TOKENS, chunk, threads)
         assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (chunk, threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", runnable_targets())
+def test_the_largest_steps_and_counts_of_threads_are_the_reference_too(
+    tiny_artifact: TinyArtifact, tmp_path: Path, target: str
+) -> None:
+    path = tiny_artifact(target)
+    tokens = [int(t) for t in np.random.default_rng(3).integers(0, 320, 131)]
+    write_tiny_gguf(tmp_path / "model.gguf")
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    quantized = QuantizedCheckpoint(checkpoint, Formats.of(checkpoint))
+    expected = Reference(quantized, Device()).logits(tokens)
+    for chunk, threads in ((128, 1), (128, 2), (128, 16), (1, 16)):
+        got = device_logits(path, tokens, chunk, threads)
+        assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (chunk, threads)
+
+
+@pytest.mark.slow
+def test_stages_are_timed_one_by_one(tiny_artifact: TinyArtifact) -> None:
+    def one(rows: int) -> Batch:
+        counts = np.arange(rows, dtype=np.int32)
+        table = np.zeros((1, 2), np.int32)
+        return Batch(counts, counts, counts * 0, table, counts[-1:])
+
+    with Artifact.open(tiny_artifact()) as artifact:
+        executor = Executor(artifact, threads=2, context=32)
+        before = executor.compiled_seconds
+        with executor.profile() as profile:
+            for rows in (1, 5):
+                executor.step(one(rows))
+        taken = executor.compiled_seconds - before
+        executor.step(one(5))  # not watched any more
+        executor.close()
+    for stages in (profile.decode, profile.prefill):
+        assert (stages.nanoseconds > 0).all()
+    both = [sum(stages.seconds().values()) for stages in (profile.decode, profile.prefill)]
+    assert 0 < sum(both) <= taken
+    assert set(profile.prefill.seconds()) - set(profile.decode.seconds()) == {"norm"}
+    assert set(profile.decode.seconds()) - set(profile.prefill.seconds()) == {"scores"}
+
+
+@pytest.mark.slow
+def test_a_closed_executor_leaves_its_thread_where_it_was(tiny_artifact: TinyArtifact) -> None:
+    before = os.sched_getaffinity(0)
+    with Artifact.open(tiny_artifact()) as artifact:
+        executor = Executor(artifact, threads=2, context=32)
+        numbers = np.arange(2, dtype=np.int32)
+        executor.step(Batch(numbers, numbers, numbers * 0, np.zeros((1, 2), np.int32), numbers[:1]))
+        executor.close()
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.slow

@@ -196,6 +196,12 @@ def test_bench_shows_where_the_time_of_a_token_goes(run: RunCli) -> None:
     ]
 
 
+def test_bench_counts_a_row_that_is_left_alone_as_it_is_timed(run: RunCli) -> None:
+    sizes = ("--prompt-tokens", "1", "--new-tokens", "6", "--rounds", "2", "--profile", "--json")
+    times = json.loads(run("bench", "m.edge", *sizes)[1])["microseconds_per_token"]
+    assert times["decode"] == pytest.approx({"embed": 1 / 12, "head": 1 / 12})
+
+
 def test_bench_generates_on_past_the_end_token(run: RunCli) -> None:
     status, out, _ = run(
         "bench", "m.edge", "--new-tokens", "9", "--rounds", "1", "--json",

@@ -113,6 +113,13 @@ def test_a_duplicate_is_answered_again_and_not_run_again(asker: Asker) -> None:
     assert again.body == first.body
 
 
+def test_another_question_under_the_same_correlation_is_answered_itself(asker: Asker) -> None:
+    asker.ask(QUESTION, b"reused")
+    first = asker.until("final", b"reused")[-1]
+    asker.ask({**QUESTION, "prompt": "2 + 2 is", "raw": True, "max_tokens": 3}, b"reused")
+    assert asker.until("final", b"reused")[-1].body["text"] != first.body["text"]
+
+
 def test_a_duplicate_of_a_running_request_is_409(asker: Asker) -> None:
     asker.ask(LONG, b"running")
     asker.until("chunk", b"running")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from paho.mqtt import publish
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_llm.commands.ask import ask as command
 from edge_llm.errors import ConfigError, EdgeLLMError, RequestError
@@ -185,6 +189,34 @@ def test_a_broker_that_refuses_us_is_said(tmp_path: Path) -> None:
         broker = brokers.Broker("127.0.0.1", closed.port)
         with pytest.raises(EdgeLLMError, match="refuses us: Not authorized"):
             list(ask(broker, DEVICE, "Hello"))
+
+
+@pytest.mark.parametrize("device", ["#", "a+b", "", "a/b", "\udcff"])
+def test_what_cannot_be_a_device_is_said_at_once(broker: brokers.Broker, device: str) -> None:
+    with pytest.raises(EdgeLLMError, match="must be 1 to 64 letters, digits") as caught:
+        list(ask(broker, device, "Hello"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_user_that_cannot_be_one_is_said_at_once(broker: brokers.Broker) -> None:
+    with pytest.raises(EdgeLLMError, match=r"user '\\udcff': "):
+        list(ask(replace(broker, user="\udcff"), DEVICE, "Hello"))
+
+
+@pytest.mark.parametrize("timeout", ["nan", "inf", "0", "-1", "5e9"])
+def test_a_time_that_nobody_can_wait_is_said(timeout: str) -> None:
+    words = ["--mqtt", "mqtt://127.0.0.1:1", "--device", "a", "--timeout", timeout, "Hello"]
+    with pytest.raises(EdgeLLMError, match=r"--timeout \S+: must be more than 0 and at most"):
+        command.main(words, standalone_mode=False)
+
+
+def test_a_topic_that_may_not_be_read_is_said(broker: brokers.Broker) -> None:
+    """Mosquitto lets everybody subscribe, and passes nothing on; other brokers say so."""
+    refused = ReasonCode(PacketTypes.SUBACK, "Not authorized")
+    with clients.Conversation(broker, DEVICE, time.monotonic() + WAIT) as conversation:
+        conversation._subscribed(conversation._client, None, 1, [refused], None)
+        with pytest.raises(EdgeLLMError, match=f"not let us read edge-llm/{DEVICE}/response/.*: N"):
+            conversation.wait_for_device()
 
 
 # What docs/serve.md gives a device and whoever asks it.

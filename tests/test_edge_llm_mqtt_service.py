@@ -22,7 +22,7 @@ from edge_llm.errors import RequestError
 from edge_llm.mqtt import broker as brokers
 from edge_llm.mqtt import service as services
 from edge_llm.mqtt.coalescer import Coalescer
-from edge_llm.mqtt.connection import Connection
+from edge_llm.mqtt.connection import Connection, PassingClient
 from edge_llm.mqtt.messages import Topics
 from edge_llm.request import Request
 from tests.broker import Broker, certificate
@@ -363,10 +363,33 @@ def test_a_wrong_password_is_said(
     assert "hush" not in caplog.text + _reasons(caplog)
 
 
-def test_what_cannot_be_read_is_not_delivered_for_ever(
+def test_what_cannot_be_read_is_passed_over(
     unit: Unit, asker: Asker, mosquitto: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "edge_llm.mqtt")
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.ContentType = "\ufeff"  # which paho refuses to read; brokers pass it on
+    with client(mosquitto.port, []) as strange:
+        for qos in (0, 1):
+            for _ in range(20):  # more than may be unacknowledged
+                strange.publish(TOPICS.generate, b"{}", qos, properties=properties)
+        strange.publish(TOPICS.generate, b"{}", 1, properties=properties).wait_for_publish(WAIT)
+    asker.ask(HELLO)
+    unit.engine.next_job().finish(text="Here I am.")
+    assert asker.until("final")[-1].body["text"] == "Here I am."
+    assert caplog.messages.count("a publication cannot be read") == 41
+    assert "no connection to the broker" not in caplog.messages
+
+
+def test_what_ends_the_connection_is_not_delivered_for_ever(
+    unit: Unit,
+    asker: Asker,
+    mosquitto: Broker,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO, "edge_llm.mqtt")
+    monkeypatch.delattr(PassingClient, "_handle_publish")  # as with another paho
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     properties.ContentType = "\ufeff"  # which paho refuses to read; brokers pass it on
     with client(mosquitto.port, []) as strange:

@@ -179,23 +179,24 @@ def test_a_cancellation_means_a_correlation() -> None:
 def test_a_reply_is_remembered_until_its_time_is_over() -> None:
     memory = Duplicates()
     key = (REPLY_TO, b"1")
-    memory.remember(key, reply("first"), until=10)
-    memory.remember(key, reply("second"), until=10)
-    assert memory.reply(key, now=9) == reply("second")
-    assert memory.reply((REPLY_TO, b"2"), now=9) is None
-    assert memory.reply(key, now=10) is None
-    assert memory.reply(key, now=9) is None  # forgotten for good
+    memory.remember(key, b"a", reply("first"), until=10)
+    memory.remember(key, b"a", reply("second"), until=10)
+    assert memory.reply(key, b"a", now=9) == reply("second")
+    assert memory.reply((REPLY_TO, b"2"), b"a", now=9) is None
+    assert memory.reply(key, b"b", now=9) is None  # something else was asked
+    assert memory.reply(key, b"a", now=10) is None
+    assert memory.reply(key, b"a", now=9) is None  # forgotten for good
 
 
 def test_the_oldest_replies_are_forgotten_where_there_are_too_many() -> None:
     memory = Duplicates(max_replies=2, max_bytes=200)
     keys = [(REPLY_TO, b"%d" % i) for i in range(4)]
     for key in keys[:3]:
-        memory.remember(key, reply(), until=10)
-    assert [memory.reply(key, 0) is not None for key in keys] == [False, True, True, False]
-    memory.remember(keys[3], reply("x" * 150), until=10)
-    memory.remember(keys[0], reply("x" * 150), until=10)
-    assert [memory.reply(key, 0) is not None for key in keys] == [True, False, False, False]
+        memory.remember(key, b"a", reply(), until=10)
+    assert [memory.reply(key, b"a", 0) is not None for key in keys] == [False, True, True, False]
+    memory.remember(keys[3], b"a", reply("x" * 150), until=10)
+    memory.remember(keys[0], b"a", reply("x" * 150), until=10)
+    assert [memory.reply(key, b"a", 0) is not None for key in keys] == [True, False, False, False]
 
 
 # Chunks
@@ -281,6 +282,18 @@ def test_a_reply_that_nobody_hears_is_tried_again_ever_less_often() -> None:
     assert pauses[0] == FIRST_RETRY
     assert pauses[1] == 2 * FIRST_RETRY
     assert pauses[-1] == LAST_RETRY
+
+
+def test_what_is_not_precious_goes_first() -> None:
+    outbox = Outbox(max_replies=2)
+    outbox.window = 9
+    outbox.put((REPLY_TO, b"1"), reply("answer"), until=10)
+    for i in range(5):
+        outbox.put((REPLY_TO, b"bad %d" % i), reply(str(i)), until=10, precious=False)
+    assert drain(outbox, now=0) == ["answer", "4"]
+    for packet in (100, 101):
+        outbox.acknowledged(packet, False, now=0)  # nobody is there
+    assert drain(outbox, now=5) == ["answer"]
 
 
 def test_a_newer_reply_takes_the_place_of_an_older_one() -> None:

@@ -6,6 +6,8 @@ import json
 
 import click
 
+LONGEST = 10**6  # seconds to wait
+
 
 @click.command()
 @click.argument("question")
@@ -44,10 +46,13 @@ def ask(
         --device kitchen "Is it safe to eat snow?"
     """
     from edge_llm.config import broker_of
+    from edge_llm.errors import ConfigError
     from edge_llm.mqtt.client import Piece
     from edge_llm.mqtt.client import ask as ask_device
     from edge_llm.settings import Settings
 
+    if not 0 < timeout <= LONGEST:  # which NaN is not
+        raise ConfigError(f"--timeout {timeout:g}: must be more than 0 and at most {LONGEST}")
     broker = {
         "mqtt.url": ("--mqtt", mqtt),
         "mqtt.user": ("--user", user),

@@ -79,7 +79,11 @@ def bench(
         "peak_resident_bytes": peak_resident_bytes(),
         "outside_share": outside / decoding,  # of decoding: scheduler, sampler, text, Python
     }
-    tokens = {"decode": (new_tokens - 1) * rounds, "prefill": prompt_tokens * rounds}
+    alone = int(prompt_tokens % model.executor.max_rows == 1)  # a row of its own, as in decoding
+    tokens = {
+        "decode": (new_tokens - 1 + alone) * rounds,
+        "prefill": (prompt_tokens - alone) * rounds,
+    }
     times = {} if stages is None else microseconds(stages, tokens)
     if as_json:
         settings = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
@@ -95,7 +99,7 @@ def microseconds(profile: Profile, tokens: dict[str, int]) -> dict[str, dict[str
     return {
         kind: {name: seconds / tokens[kind] * 1e6 for name, seconds in stages.items()}
         for kind, stages in kinds.items()
-        if any(stages.values())
+        if tokens[kind] and any(stages.values())
     }
 
 

@@ -23,12 +23,14 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edge_llm.config import NAME
 from edge_llm.errors import EdgeLLMError, RequestError
 from edge_llm.mqtt.broker import Broker
 from edge_llm.mqtt.messages import Topics
 from edge_llm.request import Message
 
 DUPLICATE = 409  # our own request came twice; its answer is on the way
+LONGEST_EXPIRY = 2**32 - 1  # seconds that MQTT can say
 QUIET_SECONDS = 10.0  # without a reply until the request is sent again
 USER = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # whose name can be a level of a topic
 
@@ -65,8 +67,12 @@ def ask(
 
     Raises:
         RequestError: the device refuses.
-        EdgeLLMError: no broker, no device, or no answer in time.
+        EdgeLLMError: no broker, no device, no answer in time, or a name that cannot be one.
     """
+    if not NAME.fullmatch(device):
+        raise EdgeLLMError(
+            f"device {device!r}: must be 1 to 64 letters, digits, and . _ - between them"
+        )
     asked = {"prompt" if isinstance(prompt, str) else "messages": prompt, **fields}
     with Conversation(broker, device, time.monotonic() + seconds) as conversation:
         conversation.wait_for_device()
@@ -110,8 +116,12 @@ class Conversation:
         )
         self._client.on_connect = self._subscribe
         self._client.on_message = self._receive
+        self._client.on_subscribe = self._subscribed
         if broker.user is not None:
-            self._client.username_pw_set(broker.user, broker.password)
+            try:
+                self._client.username_pw_set(broker.user, broker.password)
+            except ValueError as error:
+                raise EdgeLLMError(f"user {broker.user!r}: {error}") from None
         if (context := broker.tls_context()) is not None:
             self._client.tls_set_context(context)
 
@@ -127,7 +137,8 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self._client.disconnect()
         self._client.loop_stop()
-        self._client.on_connect = self._client.on_message = None  # so that it is freed now
+        # So that it is freed now.
+        self._client.on_connect = self._client.on_message = self._client.on_subscribe = None
 
     def wait_for_device(self) -> None:
         """Until its retained status says that it is there."""
@@ -148,7 +159,8 @@ class Conversation:
         properties.ResponseTopic = self._reply_to
         properties.CorrelationData = self._correlation
         properties.ContentType = "application/json"
-        properties.MessageExpiryInterval = max(1, int(self._until - time.monotonic()))
+        left = int(self._until - time.monotonic())
+        properties.MessageExpiryInterval = min(max(1, left), LONGEST_EXPIRY)
         self._client.publish(self._topics.generate, payload, qos=1, properties=properties)
 
     def next_reply(self) -> tuple[int, dict[str, Any]]:
@@ -195,6 +207,14 @@ class Conversation:
         client.subscribe([(self._reply_to, 1), (self._topics.status, 1)])
         if self._payload is not None:
             self.publish(self._payload)
+
+    def _subscribed(
+        self, client: Client, data: Any, mid: int, reasons: list[ReasonCode], p: Properties | None
+    ) -> None:
+        for topic, reason in zip((self._reply_to, self._topics.status), reasons, strict=False):
+            if reason.is_failure:
+                refusal = f"the broker {self._broker.url} does not let us read {topic}: {reason}"
+                self._arrived.put(EdgeLLMError(refusal))
 
     def _receive(self, client: Client, data: Any, message: MQTTMessage) -> None:
         self._arrived.put(message)

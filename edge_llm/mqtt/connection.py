@@ -39,6 +39,7 @@ CONNECT_SECONDS = 10.0  # for the TCP connection, TLS, and the broker's CONNACK,
 CLOSE_SECONDS = 1.0
 MAX_WINDOW = 16  # unacknowledged publications at a time, even where the broker allows more
 MAX_PACKET = 268_435_455  # bytes, of any packet in MQTT
+QOS = 0x06  # the bits of a PUBLISH's first byte
 NOBODY = 0x10  # PUBACK, No matching subscribers
 UNREADABLE = "Protocol error"  # why a connection ended over which came what paho cannot read
 
@@ -46,6 +47,25 @@ log = logging.getLogger(__name__)
 # It says every packet at DEBUG; what it calls an error is one.
 _paho_log = logging.getLogger("edge_llm.mqtt.paho")
 _paho_log.setLevel(logging.ERROR)
+
+
+class PassingClient(Client):
+    """paho's client, but that a publication which it cannot read does not cost the connection.
+
+    Brokers pass on some that paho refuses, and anyone may publish them. Where a later paho takes
+    publications in by another method, they end the connection again, and nothing worse.
+    """
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        try:
+            return super()._handle_publish()
+        except Exception as error:
+            log.warning("a publication cannot be read", extra=fields(reason=type(error).__name__))
+            command, packet = self._in_packet["command"], bytes(self._in_packet["packet"])
+            if command & QOS:
+                topic_end = 2 + int.from_bytes(packet[:2], "big")
+                self._send_puback(int.from_bytes(packet[topic_end : topic_end + 2], "big"))
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
 class ConnectError(EdgeLLMError):
@@ -136,7 +156,9 @@ class Connection:
         except asyncio.TimeoutError:
             connection._disconnect()
             raise ConnectError("the broker does not answer") from None
-        except (OSError, ValueError) as error:
+        except ConnectError:
+            raise
+        except Exception as error:  # of a library's: it is tried again
             raise ConnectError(_one_line(error)) from None
         return connection
 
@@ -301,7 +323,7 @@ class Connection:
 
 
 def _client(broker: Broker, terms: Terms) -> Client:
-    client = Client(
+    client = PassingClient(
         CallbackAPIVersion.VERSION2, client_id=terms.client_id, protocol=MQTTProtocolVersion.MQTTv5
     )
     client.enable_logger(_paho_log)
@@ -348,7 +370,7 @@ async def _on_a_thread(function: Callable[[], object]) -> None:
         error: BaseException | None = None
         try:
             function()
-        except (OSError, ValueError, EdgeLLMError) as raised:
+        except Exception as raised:  # whatever it is, whoever waits must hear of it
             # Its frames hold a socket that paho leaves open where TLS fails.
             error = raised.with_traceback(None)
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more

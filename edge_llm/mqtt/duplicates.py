@@ -1,7 +1,7 @@
 """Remembers what requests were answered, because QoS 1 delivers some of them twice.
 
-memory.remember(key, reply, until)
-memory.reply(key, now)      # what a duplicate gets, without the model being asked again
+memory.remember(key, digest, reply, until)
+memory.reply(key, digest, now)      # what a duplicate gets, without the model being asked again
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ MAX_BYTES = 4 << 20  # of all replies together
 
 @dataclass(frozen=True)
 class _Answered:
+    digest: bytes
     reply: Reply
     until: float
 
@@ -29,20 +30,20 @@ class Duplicates:
         self._max_replies = max_replies
         self._max_bytes = max_bytes
 
-    def reply(self, key: Key, now: float) -> Reply | None:
-        """What it was answered, while that is remembered."""
+    def reply(self, key: Key, digest: bytes, now: float) -> Reply | None:
+        """What it was answered, while that is remembered; None for another request of that key."""
         answered = self._answered.get(key)
         if answered is None:
             return None
         if answered.until <= now:
             self._forget(key)
             return None
-        return answered.reply
+        return answered.reply if answered.digest == digest else None
 
-    def remember(self, key: Key, reply: Reply, until: float) -> None:
+    def remember(self, key: Key, digest: bytes, reply: Reply, until: float) -> None:
         """It has been answered; its duplicates may come until that time."""
         self._forget(key)
-        self._answered[key] = _Answered(reply, until)
+        self._answered[key] = _Answered(digest, reply, until)
         self._bytes += len(reply.payload)
         while len(self._answered) > self._max_replies or self._bytes > self._max_bytes:
             self._forget(next(iter(self._answered)))

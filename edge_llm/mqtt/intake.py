@@ -6,6 +6,7 @@ read_cancel(message, rules)      # the keys it may mean
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TypeAlias, TypeGuard
 
@@ -45,11 +46,17 @@ class Rules:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request to be answered."""
+    """A request to be answered.
+
+    Attributes:
+        digest: SHA-256 of the message: one with the same address and another digest is no
+            duplicate, whatever its client believes.
+    """
 
     address: Address
     generate: Generate
     expires: float | None
+    digest: bytes
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def read_request(message: Message, rules: Rules) -> Decision:
         check_model(generate.model, rules.model)
     except RequestError as refused:
         return Refused(address, refused, message.expires)
-    return Asked(address, generate, message.expires)
+    return Asked(address, generate, message.expires, hashlib.sha256(message.payload).digest())
 
 
 def read_cancel(message: Message, rules: Rules) -> Cancel | Ignored:

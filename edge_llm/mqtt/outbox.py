@@ -37,6 +37,7 @@ class Entry:
         after: ``time.monotonic()`` before which it is not tried again.
         pause: seconds until the next attempt, if the broker has nobody to give it to.
         flying: it has been sent, and the broker has not answered.
+        precious: tried again where nobody was subscribed, and not given up for those that are not.
     """
 
     key: Key
@@ -45,6 +46,7 @@ class Entry:
     after: float = -math.inf
     pause: float = FIRST_RETRY
     flying: bool = False
+    precious: bool = True
 
 
 class Outbox:
@@ -74,16 +76,17 @@ class Outbox:
         """Replies that are unacknowledged."""
         return len(self._flying)
 
-    def put(self, key: Key, reply: Reply, until: float) -> None:
+    def put(self, key: Key, reply: Reply, until: float, precious: bool = True) -> None:
         """Takes a reply that must arrive."""
         self._remove(key)
-        self._entries[key] = Entry(key, reply, until)
+        self._entries[key] = Entry(key, reply, until, precious=precious)
         self._bytes += len(reply.payload)
         before = self.dropped
         while len(self._entries) > self._max_replies or (
             self._bytes > self._max_bytes and len(self._entries) > 1
         ):
-            self._remove(next(iter(self._entries)))
+            cheap = (entry.key for entry in self._entries.values() if not entry.precious)
+            self._remove(next(cheap, next(iter(self._entries))))
             self.dropped += 1
         if self.dropped > before:
             log.warning("too many replies wait: the oldest go", extra=fields(dropped=self.dropped))
@@ -109,7 +112,7 @@ class Outbox:
         if entry is None:
             return
         entry.flying = False
-        if not delivered:
+        if not delivered and entry.precious:
             entry.after = now + entry.pause
             entry.pause = min(LAST_RETRY, 2 * entry.pause)
         elif self._entries.get(entry.key) is entry:  # not replaced meanwhile

@@ -157,6 +157,9 @@ class Service:
 
     async def _serve(self, connection: Connection) -> str:
         """Until the connection is lost; returns why."""
+        if self._closed:  # while it was connecting
+            await connection.close()
+            return "closed"
         log.info("connected", extra=fields(broker=self._mqtt.broker.url))
         self._connection = connection
         self._said, self._status_packet = "", None
@@ -234,10 +237,10 @@ class Service:
         key = decision.address.key
         if key in self._answering:
             self._refuse(decision.address, DUPLICATE, decision.expires)
-        elif (reply := self._duplicates.reply(key, now)) is not None:
-            self._put(key, reply)
         elif isinstance(decision, Refused):
             self._refuse(decision.address, decision.error, decision.expires)
+        elif (reply := self._duplicates.reply(key, decision.digest, now)) is not None:
+            self._put(key, reply)
         else:
             self._answering[key] = Answering(asyncio.ensure_future(self._answer(decision)))
 
@@ -252,8 +255,8 @@ class Service:
 
     async def _answer(self, asked: Asked) -> None:
         """From a request to its final reply."""
-        address = asked.address
-        answering = self._answering[address.key]
+        key = asked.address.key
+        answering = self._answering[key]
         try:
             async with self._desk.ask(asked.generate.request) as stream:
                 answering.stream = stream
@@ -261,15 +264,15 @@ class Service:
                     stream.cancel()
                 await self._relay(asked, stream)
         except RequestError as error:
-            self._finish(address, error, asked.expires)
+            self._finish(asked, error)
         except asyncio.CancelledError:
-            self._finish(address, STOPPING, asked.expires)
+            self._finish(asked, STOPPING)
             raise
         except Exception:
             log.exception("a request failed")
-            self._finish(address, BROKEN, asked.expires)
+            self._finish(asked, BROKEN)
         finally:
-            del self._answering[address.key]
+            del self._answering[key]
 
     async def _relay(self, asked: Asked, stream: Stream) -> None:
         """Accepted, chunks of text as they are due, and the end."""
@@ -293,36 +296,36 @@ class Service:
 
     def _finished(self, asked: Asked, finished: Finished, chunks: int) -> None:
         if finished.reason != "expired":
-            self._finish(asked.address, wire.final_body(finished, chunks), asked.expires)
+            self._finish(asked, wire.final_body(finished, chunks))
         elif asked.expires is None or asked.expires > time.monotonic():
             error = RequestError(408, "timeout", "the answer took longer than the device allows")
-            self._finish(asked.address, error, asked.expires)
+            self._finish(asked, error)
         else:  # the client's own deadline: it wants nothing any more
             log.info("expired", extra=fields(tokens=finished.completion_tokens))
 
     # Replies.
 
-    def _finish(
-        self, address: Address, outcome: Body | RequestError, expires: float | None
-    ) -> None:
+    def _finish(self, asked: Asked, outcome: Body | RequestError) -> None:
         """The last reply to a request that was begun."""
+        address, expires = asked.address, asked.expires
         if isinstance(outcome, RequestError):
             reply = Reply(address, outcome.status, wire.error_body(outcome), expires)
         else:
             reply = Reply(address, 200, outcome, expires)
         log.info("answered", extra=fields(status=reply.status, bytes=len(reply.payload)))
         if reply.status in REMEMBERED:
-            self._duplicates.remember(address.key, reply, self._until(reply))
+            self._duplicates.remember(address.key, asked.digest, reply, self._until(reply))
         self._put(address.key, reply)
 
     def _refuse(self, address: Address, error: RequestError, expires: float | None) -> None:
         """The only reply to a request that is not begun."""
         log.info("refused", extra=fields(status=error.status, type=error.kind))
-        self._put(address.key, Reply(address, error.status, wire.error_body(error), expires))
+        reply = Reply(address, error.status, wire.error_body(error), expires)
+        self._put(address.key, reply, precious=False)
 
-    def _put(self, key: Key, reply: Reply) -> None:
-        """A reply that must arrive."""
-        self._outbox.put(key, reply, self._until(reply))
+    def _put(self, key: Key, reply: Reply, precious: bool = True) -> None:
+        """A reply that must arrive, or else may be lost where its client has gone."""
+        self._outbox.put(key, reply, self._until(reply), precious)
         self._wake.set()
 
     def _until(self, reply: Reply) -> float:

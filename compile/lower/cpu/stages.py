@@ -1,7 +1,8 @@
 """A layer's operations fused into the stages between which the threads meet.
 
 Four kinds cover a decoder: project and cache, attend, project and add, gate. Each reads what the
-stage before wrote and ends in one barrier, so a layer costs five.
+stage before wrote and ends in a barrier. A token alone has two for attention, scores and values,
+and many have one for each norm: a layer costs six while decoding, seven in a prefill.
 """
 
 from __future__ import annotations

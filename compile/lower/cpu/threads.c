@@ -179,6 +179,7 @@ void edge_threads_time(int64_t *nanoseconds) {
 }
 
 void edge_threads_stop(void) {
+    if (placed) place(-1); /* the caller goes on without us, wherever it likes */
     stopping = true;
     for (int i = 1; i < threads; i++) event_signal(&launched[i]);
     for (int i = 1; i < threads; i++) pthread_join(workers[i], NULL);

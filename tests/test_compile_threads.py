@@ -16,14 +16,20 @@ from tests.conftest import TinyArtifact
 
 LAYER = PROJECT / "compile" / "lower" / "cpu" / "threads.c"
 STRESS = Path(__file__).with_name("threads_stress.c")
+SPARE = Path(__file__).with_name("threads_spare.c")
+
+
+def built(source: Path, folder: Path) -> Path:
+    """A program of the thread layer and one more file."""
+    program = folder / source.stem
+    command = [sys.executable, "-m", "ziglang", "cc", "-std=c11", "-O2", "-o", str(program)]
+    subprocess.run([*command, str(source), str(LAYER), "-lpthread"], check=True)
+    return program
 
 
 @pytest.fixture(scope="module")
 def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("threads") / "stress"
-    command = [sys.executable, "-m", "ziglang", "cc", "-std=c11", "-O2", "-o", str(program)]
-    subprocess.run([*command, str(STRESS), str(LAYER), "-lpthread"], check=True)
-    return program
+    return built(STRESS, tmp_path_factory.mktemp("threads"))
 
 
 @pytest.mark.slow
@@ -36,6 +42,13 @@ def test_every_unit_runs_once_and_within_its_stage(stress: Path, threads: int) -
         timeout=300,
         check=False,
     )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_thread_that_is_held_up_is_left_out_until_it_is_not(tmp_path: Path) -> None:
+    program = built(SPARE, tmp_path)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

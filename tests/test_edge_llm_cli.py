@@ -65,6 +65,23 @@ def real(*arguments: str) -> tuple[int, str, str]:
 # run
 
 
+def test_without_a_command_it_says_what_there_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_llm.cli"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: edge-llm ")
+
+
+def test_a_full_disk_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "edge_llm.cli", "--help"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
 def test_run_writes_the_answer_and_nothing_else(run: RunCli) -> None:
     language = spelling("Paris é😀.", NEWLINE)
     assert run("run", "m.edge", "--prompt", "France?", language=language) == (0, "Paris é😀.", "")

@@ -542,6 +542,9 @@ def test_an_engine_that_fails_says_so_and_fails_what_is_asked(
     with pytest.raises(RequestError, match="the engine is closed"):
         engine.submit(raw("a"), Client())
     engine.close()
+    late = threading.Event()
+    engine.on_end(late.set)
+    assert late.is_set()  # at once
     assert "a defect" in caplog.text
     caplog.clear()
 

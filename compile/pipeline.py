@@ -32,8 +32,7 @@ from compile.quantize.nearest import QuantizedCheckpoint
 from compile.sources import resolve
 from compile.tokenizer_json import compact, generation_json
 from edge_llm import manifest as m
-from edge_llm.archive import LIMIT
-from edge_llm.artifact import write_artifact
+from edge_llm.artifact import LARGEST, write_artifact
 from edge_llm.chat_template import ChatTemplate
 from edge_llm.errors import ArtifactError
 from edge_llm.tokenizer import Tokenizer
@@ -102,10 +101,10 @@ def make_plan(config: ModelConfig, formats: Formats, options: Options) -> Plan:
         layout=ISAS[options.target.isa].layout.NAME,
     )
     plan.check()
-    if plan.weights.size > LIMIT:
+    if plan.weights.size > LARGEST:
         raise UnsupportedError(
             f"{config.name}: its weights take {plan.weights.size / 1e9:.2f} GB as {formats}, and a "
-            f"file ends below {LIMIT / 1e9:.2f}: choose formats of fewer bits"
+            f"file ends below {LARGEST / 1e9:.2f}: choose formats of fewer bits"
         )
     return plan
 

@@ -26,6 +26,7 @@ from edge_llm.hashing import Hashing
 from edge_llm.manifest import Entry, Manifest
 
 MANIFEST = "manifest.json"
+LARGEST = archive.LIMIT  # bytes of an artifact
 MANIFEST_LIMIT = 16 * 2**20  # bytes
 
 # In the order of the file; True where an artifact must have it.

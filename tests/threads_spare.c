@@ -4,21 +4,13 @@
  * so that two threads are twice as fast as one whatever else the machine does.
  */
 #define _GNU_SOURCE
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
-enum { STAGES = 3, UNITS = 8, UNIT_MICROSECONDS = 200, LATE_MICROSECONDS = 5000, LAST = 64 };
+#include "threads_layer.h"
 
-typedef int (*Task)(int id, void *env, void *data);
-int (*__TVMBackendParallelLaunch)(Task task, void *data, int count);
-int (*__TVMBackendParallelBarrier)(int id, void *env);
-int edge_threads_start(int count);
-void edge_threads_stop(void);
-int edge_threads_choose(int wanted, bool decoding);
-int64_t edge_claim(int32_t id, int32_t units, int32_t size);
+enum { STAGES = 3, UNITS = 8, UNIT_MICROSECONDS = 200, LATE_MICROSECONDS = 5000, LAST = 64 };
 
 static bool late;
 

@@ -5,21 +5,13 @@
  */
 #define _GNU_SOURCE
 #include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
-enum { STAGES = 40, MAX_UNITS = 200, SLEEP_NANOSECONDS = 2000000 };
+#include "threads_layer.h"
 
-typedef int (*Task)(int id, void *env, void *data);
-int (*__TVMBackendParallelLaunch)(Task task, void *data, int count);
-int (*__TVMBackendParallelBarrier)(int id, void *env);
-int edge_threads_start(int count);
-void edge_threads_stop(void);
-int edge_threads_choose(int wanted, bool decoding);
-int64_t edge_claim(int32_t id, int32_t units, int32_t size);
+enum { STAGES = 40, MAX_UNITS = 200, SLEEP_NANOSECONDS = 2000000 };
 
 static int units[STAGES], sizes[STAGES], sleeps[STAGES]; /* the unit before which one sleeps */
 static int runs[STAGES][MAX_UNITS];                      /* not atomic: each has one writer */

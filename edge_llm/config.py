@@ -48,6 +48,7 @@ from edge_llm.settings import Settings, read_toml
 
 MAX_PASSWORD = 4096  # bytes
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME_RULE = "must be 1 to 64 letters, digits, and . _ - between them"
 PREFIX = re.compile(r"[^+#\x00-\x1f\x7f]{1,255}/")
 
 
@@ -154,9 +155,7 @@ def from_options(
     settings = Settings({} if config is None else read_toml(Path(config)), config, options)
     name = settings.text("device") or sockets.gethostname().split(".")[0]
     if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"{settings.label('device')}: must be 1 to 64 letters, digits, and . _ - between them"
-        )
+        raise ConfigError(f"{settings.label('device')}: {NAME_RULE}")
     result = ServeConfig(
         artifact=file,
         device=name,

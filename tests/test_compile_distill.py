@@ -327,6 +327,10 @@ def test_a_text_begins_as_the_model_wants_it(tiny: Checkpoint) -> None:
     assert len(Openings(replace(files, add_bos=False)).free(random)) == 1
 
 
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory\nTried to allocate")
+
+
 def test_a_step_that_a_gpu_has_no_memory_for_says_what_to_do(
     tiny: Checkpoint,
     teacher: DecoderTeacher,
@@ -334,10 +338,7 @@ def test_a_step_that_a_gpu_has_no_memory_for_says_what_to_do(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(*_: object) -> float:
-        raise torch.OutOfMemoryError("CUDA out of memory\nTried to allocate")
-
-    monkeypatch.setattr("compile.distill.train.Run.step", full)
+    monkeypatch.setattr("compile.distill.train.Run.step", out_of_memory)
     message = r"no memory for 4 sequences of 24 tokens in a step on cpu: give a smaller batch"
     with pytest.raises(CompileError, match=message):
         train(tiny, teacher, tokens, Settings(steps=1, batch=4), tmp_path, MACHINE)
@@ -350,11 +351,8 @@ def test_a_state_that_memory_has_no_room_for_is_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(*_: object, **__: object) -> float:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     train(tiny, teacher, tokens, Settings(steps=1), tmp_path, MACHINE)
-    monkeypatch.setattr("compile.distill.progress.safe_open", full)
+    monkeypatch.setattr("compile.distill.progress.safe_open", out_of_memory)
     message = r"there is no memory for .*state\.safetensors, which is kept: free some and go on"
     with pytest.raises(CompileError, match=message):
         train(tiny, teacher, tokens, Settings(steps=2), tmp_path, MACHINE)

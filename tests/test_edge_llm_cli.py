@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from edge_llm.artifact import Artifact
 from edge_llm.model import Model
 from tests.conftest import TinyArtifact
 from tests.fake_executor import TOKENIZER, FakeExecutor, Language, babble, spelling
-from tests.sample_artifact import write_sample
+from tests.sample_artifact import sample_manifest, write_sample
 
 NEWLINE = TOKENIZER.encode("\n")[0]  # with which the chat template ends
 RunCli = Callable[..., "tuple[int, str, str]"]
@@ -40,7 +41,10 @@ def run(
         *arguments: str, language: Language = babble, stdin: bytes = b"", context: int = 128
     ) -> tuple[int, str, str]:
         def load(path: str, threads: int | None = None, wanted: int | None = None) -> Model:
-            write_sample(tmp_path / "sample.edge")
+            model = sample_manifest().model
+            if path == "wider.edge":
+                model = replace(model, vocab_size=model.vocab_size + 64)
+            write_sample(tmp_path / "sample.edge", model=model)
             executor = FakeExecutor(language, context=wanted or context, pages=128)
             return Model(Artifact.open(tmp_path / "sample.edge"), executor, TOKENIZER)
 
@@ -232,6 +236,13 @@ def test_bench_refuses_what_the_context_cannot_hold(run: RunCli) -> None:
     status, _, err = run("bench", "m.edge", "--prompt-tokens", "100", "--new-tokens", "29")
     assert status == 1
     assert err == ("error: 100 prompt tokens and 29 new ones are more than the context of 128\n")
+
+
+def test_eval_compares_vocabularies_of_one_size(run: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("The capital of France is Paris.")
+    status, _, err = run("eval", "m.edge", str(tmp_path / "text"), "--against", "wider.edge")
+    assert status == 1
+    assert err == "error: m.edge and wider.edge have vocabularies of different sizes\n"
 
 
 def test_eval_prints_the_perplexity_of_a_text(run: RunCli, tmp_path: Path) -> None:

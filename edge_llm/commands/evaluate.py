@@ -49,8 +49,9 @@ def evaluate(
         parts = windows(model, content, context)
         if not parts:
             raise ConfigError(f"{text}: has fewer than 2 tokens, so nothing to predict")
-        sizes = {m.manifest.model.vocab_size for m in (model, other) if m}
-        if other and (len(sizes) > 1 or windows(other, content, context) != parts):
+        if other and other.manifest.model.vocab_size != model.manifest.model.vocab_size:
+            raise ConfigError(f"{file} and {against} have vocabularies of different sizes")
+        if other and windows(other, content, context) != parts:
             raise ConfigError(f"{file} and {against} split the text into different tokens")
         result = score(_progress(parts), model, other).summary()
     if as_json:

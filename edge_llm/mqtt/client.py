@@ -23,7 +23,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_llm.config import NAME
+from edge_llm.config import NAME, NAME_RULE
 from edge_llm.errors import EdgeLLMError, RequestError
 from edge_llm.mqtt.broker import Broker
 from edge_llm.mqtt.messages import Topics
@@ -70,9 +70,7 @@ def ask(
         EdgeLLMError: no broker, no device, no answer in time, or a name that cannot be one.
     """
     if not NAME.fullmatch(device):
-        raise EdgeLLMError(
-            f"device {device!r}: must be 1 to 64 letters, digits, and . _ - between them"
-        )
+        raise EdgeLLMError(f"device {device!r}: {NAME_RULE}")
     asked = {"prompt" if isinstance(prompt, str) else "messages": prompt, **fields}
     with Conversation(broker, device, time.monotonic() + seconds) as conversation:
         conversation.wait_for_device()

@@ -1,8 +1,8 @@
 """From a TIR module to the shared object an artifact carries.
 
 LLVM, inside TVM, makes the object file; ``zig cc`` from the ``ziglang`` package compiles the entry
-point and the thread layer and links all for the board's architecture and C library. No system
-compiler, and on the device nothing but its C library.
+point, the thread layer and what draws a token, and links all for the board's architecture and C
+library. No system compiler, and on the device nothing but its C library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from compile.lower.cpu.cache import PAGE_POSITIONS
 from compile.lower.cpu.step import Lowered
 from targets import Target
 
-SOURCES = tuple(Path(__file__).parent / "lower" / "cpu" / name for name in ("entry.c", "threads.c"))
+SOURCES = tuple(
+    Path(__file__).parent / "lower" / "cpu" / name for name in ("entry.c", "threads.c", "draw.c")
+)
 LINK_TIMEOUT = 300  # seconds; the first link for an architecture also builds its C library stubs
 
 
@@ -75,7 +77,7 @@ def stage_names(lowered: Lowered) -> str:
 
 
 def link(parts: list[Path], library: Path, target: Target) -> None:
-    """Link what is of this model, the entry point and the thread layer into a shared object."""
+    """Link what is of this model with what is of every model into a shared object."""
     command = [
         *(sys.executable, "-m", "ziglang", "cc"),
         *("-target", f"{target.triple}.{target.glibc}"),

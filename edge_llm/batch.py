@@ -6,35 +6,35 @@ decode rows and prefill chunks alike. Row results do not depend on what else is 
 
 from __future__ import annotations
 
+from array import array
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edge_llm.buffers import Floats
 from edge_llm.profile import Profile
+from edge_llm.sampler import Draw
 
 
 @dataclass(frozen=True)
 class Batch:
     """The rows of one step; rows of one sequence are consecutive, their positions ascending.
 
-    Its arrays are int32.
+    Its arrays are of C's int, which is 32 bits.
 
     Attributes:
-        tokens: int32 [n], token ids.
-        positions: int32 [n], each token's position in its sequence.
-        sequences: int32 [n], the row of ``tables`` each token belongs to.
-        tables: int32 [s, pages_per_sequence], the physical page of each logical page.
-        wanted: int32 [m], rows whose logits are returned, ascending.
+        tokens: [n], token ids.
+        positions: [n], each token's position in its sequence.
+        sequences: [n], the row of ``tables`` each token belongs to.
+        tables: [s · pages_per_sequence], the physical page of each logical page, row after row.
+        wanted: [m], rows whose logits are returned, ascending.
     """
 
-    tokens: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    sequences: NDArray[np.int32]
-    tables: NDArray[np.int32]
-    wanted: NDArray[np.int32]
+    tokens: array[int]
+    positions: array[int]
+    sequences: array[int]
+    tables: array[int]
+    wanted: array[int]
 
 
 class StepExecutor(Protocol):
@@ -46,7 +46,8 @@ class StepExecutor(Protocol):
         page_positions: positions a page of the KV cache holds.
         pages: pages there are.
         max_rows: rows a step may hold.
-        compiled_seconds: spent within compiled code, all steps together.
+        compiled_seconds: spent within the compiled steps.
+        draw: finds the next token in a row of logits.
     """
 
     @property
@@ -62,8 +63,11 @@ class StepExecutor(Protocol):
     @property
     def compiled_seconds(self) -> float: ...
 
-    def step(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step."""
+    @property
+    def draw(self) -> Draw: ...
+
+    def step(self, batch: Batch) -> list[Floats]:
+        """Logits, float32 [vocab_size], of each wanted row; views, valid until the next step."""
 
     def profile(self) -> AbstractContextManager[Profile]:
         """The time of every stage of the steps within the context."""

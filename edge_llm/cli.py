@@ -71,6 +71,10 @@ def main() -> None:
     except BrokenPipeError:  # whoever read stdout has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        status = _report("this takes numpy: pip install numpy", 1)
     except MemoryError as error:
         status = _report(f"there is not enough memory: {error}".splitlines()[0], 1)
     except OSError as error:

@@ -24,12 +24,11 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Tokens
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from edge_llm.admission import check_bytes, check_tokens
 from edge_llm.batch import StepExecutor
+from edge_llm.buffers import Floats
 from edge_llm.errors import RequestError
 from edge_llm.events import Reason
 from edge_llm.generation import Generation, Listener
@@ -37,9 +36,12 @@ from edge_llm.kv_pages import PagePool, pages_for
 from edge_llm.metrics import Counters, Metrics
 from edge_llm.request import Request
 from edge_llm.scheduler import Chunk, Limits, expired, make_batch, make_plan, order
-from edge_llm.scoring import Scoring
 from edge_llm.sequence import Consumer, Sequence
 from edge_llm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 QUEUE = 64  # requests that may wait
 
@@ -123,7 +125,8 @@ class Engine:
         limit = self.limit
         if request.max_tokens is not None:
             limit = min(limit, len(ids) + request.max_tokens)
-        generation = Generation(request, ends, self._tokenizer.decoder(), on_event)
+        draw, decode = self._executor.draw, self._tokenizer.decoder()
+        generation = Generation(request, ends, draw, decode, on_event)
         return self._enqueue(ids, limit, generation, request.priority, request.deadline)
 
     def logits(self, ids: Tokens[int]) -> NDArray[np.float32]:
@@ -133,6 +136,8 @@ class Engine:
             RequestError: 400 no tokens or unknown ones, 413 more than the context holds, 429 queue
                 full, 500 the model failed, 503 engine closed.
         """
+        from edge_llm.scoring import Scoring  # and with it numpy, of which an answer has no need
+
         check_tokens(ids, self.limit, self._executor.vocab_size)
         scoring = Scoring(len(ids), self._executor.vocab_size)
         ticket = self._enqueue(ids, len(ids), scoring)
@@ -253,7 +258,7 @@ class Engine:
 
     def _compute_and_emit(self, chunks: tuple[Chunk, ...]) -> None:
         try:
-            logits = self._executor.step(make_batch(chunks, self._limits))
+            logits = self._executor.step(make_batch(chunks))
         except Exception as error:  # whatever it was, the next request may fare better
             log.error("a step failed: %r", error)
             for sequence in [*self._running]:
@@ -266,7 +271,7 @@ class Engine:
                 self._emit(chunk.sequence, logits[row : row + chunk.wanted])
                 row += chunk.wanted
 
-    def _emit(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
+    def _emit(self, sequence: Sequence, logits: list[Floats]) -> None:
         try:
             reason = sequence.consumer.take(sequence, logits)
         except RequestError as error:

@@ -10,22 +10,20 @@ reaches the code as an index is checked before, in entry.c: the compiled code ch
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edge_llm.artifact import Artifact
 from edge_llm.batch import Batch
+from edge_llm.buffers import Floats, Integers, address, zeros
+from edge_llm.drawing import Drawing
 from edge_llm.errors import ArtifactError, ConfigError, EdgeLLMError
 from edge_llm.profile import Profile, Stages
+from edge_llm.sampler import Draw
 
 LANES = 16  # rows of the output matrix come in tiles of 16: so are the columns of the logits
 POINTERS = 9  # that entry.c's edge_step takes
@@ -45,7 +43,7 @@ class Executor:
         sequences: how many such sequences the KV cache holds at once.
 
     Attributes:
-        compiled_seconds: spent within the compiled code, all steps together.
+        compiled_seconds: spent within the compiled steps.
 
     Raises:
         ConfigError: a setting out of range.
@@ -61,7 +59,7 @@ class Executor:
         context: int | None = None,
         sequences: int = 1,
     ) -> None:
-        manifest = artifact.manifest
+        manifest, self._path = artifact.manifest, artifact.path
         execution = manifest.execution
         self.vocab_size = manifest.model.vocab_size
         self.context = _setting("context", context, manifest.model.context, manifest.model.context)
@@ -76,62 +74,73 @@ class Executor:
         self.pages = -(-self.context // self.page_positions) * sequences
         self._columns = -(-self.vocab_size // LANES) * LANES
         rows, self._table = self.max_rows, -(-self.context // self.page_positions)
-        shapes = (rows, rows, rows, (rows, self._table), rows)  # in the order of a batch's arrays
+        lengths = (rows, rows, rows, rows * self._table, rows)  # of a batch's arrays, in order
         cache_bytes = self.pages * execution.page_bytes
         try:
-            self._logits = np.zeros((sequences, self._columns), np.float32)
-            self._memory: tuple[NDArray[np.uint8], ...] = (
-                np.frombuffer(artifact.entry("weights.bin"), np.uint8),
-                _zeros(cache_bytes),
-                _zeros(execution.workspace_bytes),
+            self._memory: tuple[Integers, ...] = (
+                artifact.entry("weights.bin"),
+                zeros(cache_bytes),
+                zeros(execution.workspace_bytes),
             )
-            # A step copies its indices: asking numpy for an address takes three times as long.
-            self._indices = tuple(np.zeros(shape, np.int32) for shape in shapes)
+            # A step copies its indices: asking for their addresses each time takes longer.
+            self._indices = tuple(zeros(length, "i") for length in lengths)
+            self._logits = zeros(sequences * self._columns, "f")
         except (OSError, OverflowError, MemoryError, ValueError):
             raise ConfigError(
                 f"there is no memory for a KV cache of {cache_bytes / 1e6:.0f} MB: give a smaller "
                 "context, or fewer sequences"
             ) from None
         # What a step is called with (compile/lower/cpu/entry.c).
-        arrays: tuple[NDArray[Any], ...] = (*self._memory, *self._indices, self._logits)
-        self._pointers = (ctypes.c_void_p * POINTERS)(*(_address(array) for array in arrays))
-        self._logits_address = _address(self._logits)
+        memories: tuple[Floats | Integers, ...] = (*self._memory, *self._indices, self._logits)
+        self._pointers = (ctypes.c_void_p * POINTERS)(*map(address, memories))
+        self._logits_address = address(self._logits)
         numbers = [0, 0, self._table, self.pages, 0, self.vocab_size, self.context, 0]
         self._numbers = (ctypes.c_int32 * len(numbers))(*numbers)
         self.compiled_seconds = 0.0
         self._library = _load(artifact)
+        # What was compiled before tokens were drawn in C has no such function.
+        draws = hasattr(self._library, "edge_draw")
+        self._drawing = Drawing(self._library, self.vocab_size) if draws else None
         count = max(self.threads, self.decode_threads)
         if error := self._library.edge_threads_start(count):
             raise EdgeLLMError(f"cannot start {count} threads: {os.strerror(error)}")
 
-    def step(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits float32 [m, vocab_size] of the wanted rows; a view, valid until the next step.
+    @property
+    def draw(self) -> Draw:
+        """Finds the next token in a row of logits; ArtifactError where the code is older."""
+        if self._drawing is None:
+            raise ArtifactError(
+                f"{self._path}: compiled by an older edge-llm, whose code draws no tokens: compile "
+                "it again"
+            )
+        return self._drawing
+
+    def step(self, batch: Batch) -> list[Floats]:
+        """Logits, float32 [vocab_size], of each wanted row; views, valid until the next step.
 
         Raises:
-            ValueError: an array of the batch is too long, not of int32, or holds an index out of
+            ValueError: an array of the batch is too long, not of C's int, or holds an index out of
                 range.
         """
         rows, wanted = len(batch.tokens), len(batch.wanted)
-        table_rows, table_columns = batch.tables.shape
+        table_rows, rest = divmod(len(batch.tables), self._table)
         if not 1 <= rows <= self.max_rows or not self._memory:
             raise ValueError(f"a step of {rows} rows; 1 to {self.max_rows} on an open executor")
         if not len(batch.positions) == len(batch.sequences) == rows:
             raise ValueError("tokens, positions and sequences differ in length")
-        if max(wanted, table_rows) > rows or table_columns != self._table:
+        if max(wanted, table_rows) > rows or rest:
             raise ValueError(
-                f"a step of {rows} rows with {wanted} wanted and tables of {table_rows} × "
-                f"{table_columns} pages"
+                f"a step of {rows} rows with {wanted} wanted and {len(batch.tables)} pages, "
+                f"{self._table} for each table"
             )
         given = (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted)
         for kept, values in zip(self._indices, given, strict=True):
-            if values.dtype != kept.dtype:  # which copying would cut to size without a word
-                raise ValueError(f"an array of a step is of {values.dtype}, not of int32")
             kept[: len(values)] = values
-        logits, address = self._logits, self._logits_address
-        if wanted > len(logits):  # many only where every row is wanted: not kept
-            logits = np.empty((wanted, self._columns), np.float32)
-            address = _address(logits)
-        self._pointers[POINTERS - 1] = address
+        logits, first = self._logits, self._logits_address
+        if wanted * self._columns > len(logits):  # many only where every row is wanted: not kept
+            logits = zeros(wanted * self._columns, "f")
+            first = address(logits)
+        self._pointers[POINTERS - 1] = first
         threads = self.decode_threads if rows <= FEW_ROWS else self.threads
         self._numbers[ROWS], self._numbers[WANTED] = rows, wanted
         self._numbers[THREADS], self._numbers[TABLE_ROWS] = threads, table_rows
@@ -143,7 +152,8 @@ class Executor:
             if failure == REFUSED:
                 raise ValueError(message)
             raise EdgeLLMError(f"the compiled step failed: {message}")
-        return logits[:wanted, : self.vocab_size]
+        starts = range(0, wanted * self._columns, self._columns)
+        return [logits[start : start + self.vocab_size] for start in starts]
 
     @contextmanager
     def profile(self) -> Iterator[Profile]:
@@ -169,17 +179,6 @@ def _setting(name: str, value: int | None, most: int, default: int) -> int:
     if not 1 <= value <= most:
         raise ConfigError(f"{name} {value}: this artifact allows 1 to {most}")
     return value
-
-
-def _address(array: NDArray[Any]) -> int:
-    """Of the first element."""
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
-def _zeros(size: int) -> NDArray[np.uint8]:
-    """Page-aligned zeroed memory; a page takes room once it is written."""
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
 
 
 def _load(artifact: Artifact) -> ctypes.CDLL:

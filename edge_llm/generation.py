@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edge_llm.buffers import Floats
 from edge_llm.errors import RequestError
 from edge_llm.events import Accepted, Event, Failed, Finished, Reason, Text
 from edge_llm.request import Request
-from edge_llm.sampler import make_sampler
+from edge_llm.sampler import Draw, make_sampler
 from edge_llm.sequence import Sequence
 from edge_llm.text_stream import TextStream
 
@@ -28,6 +26,7 @@ class Generation:
     Args:
         request: how tokens are drawn and what stops them.
         ends: tokens that end the answer.
+        draw: finds each of its tokens.
         decode: turns the answer's ids, in order, into UTF-8.
         listener: is told every event.
     """
@@ -38,10 +37,11 @@ class Generation:
         self,
         request: Request,
         ends: Collection[int],
+        draw: Draw,
         decode: Callable[[int], bytes],
         listener: Listener,
     ) -> None:
-        self._sample = make_sampler(request.sampling)
+        self._sample = make_sampler(request.sampling, draw)
         self._ends = frozenset(ends)
         self._decode = decode
         self._stream = TextStream(request.stop)
@@ -58,7 +58,7 @@ class Generation:
     def started(self) -> None:
         self._started = time.monotonic()
 
-    def take(self, sequence: Sequence, logits: NDArray[np.float32]) -> Reason | None:
+    def take(self, sequence: Sequence, logits: list[Floats]) -> Reason | None:
         """Draws the next token and tells the text that is certain by now."""
         token = self._sample(logits[-1], sequence.tokens)
         sequence.append(token)

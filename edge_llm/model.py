@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer as HFTokenizer
 
 from edge_llm.answer import Answer
@@ -25,6 +24,10 @@ from edge_llm.manifest import Manifest
 from edge_llm.memory import trim
 from edge_llm.request import Message, Request, Sampling
 from edge_llm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Model:
@@ -107,12 +110,13 @@ class Model:
 
         Raises:
             RequestError: no tokens, unknown ones, or more than the context holds.
+            ModuleNotFoundError: numpy is not installed, which is in the extra ``eval``.
         """
-        ids = np.asarray(token_ids)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            message = f"token_ids must be a list of integers, not {ids.dtype} {list(ids.shape)}"
+        ids = token_ids if isinstance(token_ids, Sequence) else token_ids.tolist()
+        if not isinstance(ids, Sequence) or not all(type(token) is int for token in ids):
+            message = f"token_ids must be a list of integers, not {str(token_ids)[:100]!r}"
             raise RequestError(400, "invalid_request", message, "token_ids")
-        return self.engine.logits(ids.tolist())
+        return self.engine.logits(ids)
 
     def close(self) -> None:
         """Stops the engine and lets go of the artifact. Idempotent."""

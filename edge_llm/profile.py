@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from edge_llm.buffers import address, zeros
 
 
 class Stages:
@@ -18,17 +18,17 @@ class Stages:
         names: of its stages, one for each barrier.
 
     Attributes:
-        nanoseconds: int64, of each of them.
+        nanoseconds: int64 [stages], of each of them.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
-        self.nanoseconds = np.zeros(len(names), np.int64)
+        self.nanoseconds = zeros(len(names), "q")
 
     @property
     def address(self) -> int:
         """Of the int64 array that the code adds to."""
-        return int(self.nanoseconds.__array_interface__["data"][0])
+        return address(self.nanoseconds)
 
     def seconds(self) -> dict[str, float]:
         """By the stage's name, all layers and steps together, in the order of a step."""

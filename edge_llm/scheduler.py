@@ -9,10 +9,10 @@ that a long one is not overtaken for ever by short ones.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import repeat
 
 from edge_llm.batch import Batch
 from edge_llm.kv_pages import pages_for
@@ -114,25 +114,15 @@ def _chunk(sequence: Sequence, rows: int) -> Chunk:
     return Chunk(sequence, rows, int(rows == sequence.pending))  # the next token, when it is due
 
 
-def make_batch(chunks: tuple[Chunk, ...], limits: Limits) -> Batch:
+def make_batch(chunks: tuple[Chunk, ...]) -> Batch:
     """The rows of the chunks, one after the other; their sequences own their pages by now."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    sequences: list[int] = []
-    wanted: list[int] = []
-    # Lists, because most steps have one row, for which numpy's functions take longer than the work.
+    tokens, positions, sequences, tables, wanted = (array("i") for _ in range(5))
     for index, chunk in enumerate(chunks):
         start = chunk.sequence.computed
         stop = start + chunk.rows
-        tokens += chunk.sequence.tokens[start:stop].tolist()
-        positions += range(start, stop)
-        sequences += [index] * chunk.rows
-        wanted += range(len(tokens) - chunk.wanted, len(tokens))
-    tables = [chunk.sequence.table for chunk in chunks]
-    return Batch(
-        tokens=np.array(tokens, np.int32),
-        positions=np.array(positions, np.int32),
-        sequences=np.array(sequences, np.int32),
-        tables=tables[0][None] if len(tables) == 1 else np.stack(tables),
-        wanted=np.array(wanted, np.int32),
-    )
+        tokens.extend(chunk.sequence.tokens[start:stop])
+        positions.extend(range(start, stop))
+        sequences.extend(repeat(index, chunk.rows))
+        tables.extend(chunk.sequence.table)
+        wanted.extend(range(len(tokens) - chunk.wanted, len(tokens)))
+    return Batch(tokens, positions, sequences, tables, wanted)

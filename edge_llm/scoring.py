@@ -7,6 +7,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llm.buffers import Floats
 from edge_llm.errors import RequestError
 from edge_llm.events import Reason
 from edge_llm.sequence import Sequence
@@ -40,8 +41,9 @@ class Scoring:
     def started(self) -> None:
         """Nor for this."""
 
-    def take(self, sequence: Sequence, logits: NDArray[np.float32]) -> Reason | None:
-        self._logits[sequence.computed - len(logits) : sequence.computed] = logits
+    def take(self, sequence: Sequence, logits: list[Floats]) -> Reason | None:
+        for position, row in enumerate(logits, sequence.computed - len(logits)):
+            self._logits[position] = row
         return None if sequence.pending else "length"
 
     def end(self, sequence: Sequence, reason: Reason) -> None:

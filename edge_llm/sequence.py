@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence as Tokens
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edge_llm.buffers import Floats, Integers
 from edge_llm.errors import RequestError
 from edge_llm.events import Finished, Reason
 
@@ -28,8 +27,8 @@ class Consumer(Protocol):
     def started(self) -> None:
         """The sequence has its pages; its first step follows."""
 
-    def take(self, sequence: Sequence, logits: NDArray[np.float32]) -> Reason | None:
-        """Takes logits [rows, vocab], valid during the call, and may append a token.
+    def take(self, sequence: Sequence, logits: list[Floats]) -> Reason | None:
+        """Takes each row's logits, float32 [vocab], valid during the call; may append a token.
 
         Returns:
             Why the sequence is over, or None where it goes on.
@@ -57,7 +56,7 @@ class Sequence:
         length: tokens known; those after the prompt were generated.
         computed: tokens whose keys and values are in the cache.
         pages: pages it owns; none while it waits.
-        table: the same, int32, filled up with zeros to the length of a step's tables.
+        table: the same, filled up with zeros to the length of a step's tables.
     """
 
     def __init__(
@@ -78,12 +77,11 @@ class Sequence:
         self.length = len(prompt)
         self.computed = 0
         self.pages: tuple[int, ...] = ()
-        self.table = np.zeros(0, np.int32)
-        self._ids = np.zeros(limit, np.int32)
-        self._ids[: self.length] = prompt
+        self.table = array("i")
+        self._ids = memoryview(array("i", [*prompt, *[0] * (limit - len(prompt))]))
 
     @property
-    def tokens(self) -> NDArray[np.int32]:
+    def tokens(self) -> Integers:
         """All known tokens, int32 [length]; a view."""
         return self._ids[: self.length]
 
@@ -99,8 +97,7 @@ class Sequence:
 
     def settle(self, pages: tuple[int, ...], table_pages: int) -> None:
         """Owns these pages from now on."""
-        self.table = np.zeros(table_pages, np.int32)
-        self.table[: len(pages)] = pages
+        self.table = array("i", [*pages, *[0] * (table_pages - len(pages))])
         self.pages = pages
 
     def append(self, token: int) -> None:

@@ -15,15 +15,18 @@ from __future__ import annotations
 import json
 import threading
 import zlib
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llm import buffers
 from edge_llm.batch import Batch
 from edge_llm.profile import Profile, Stages
 from edge_llm.tokenizer import Tokenizer
+from tests import numpy_sampler
 from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
 
 Language = Callable[[NDArray[np.int32]], int]  # the tokens so far, int32 [n], to the next one
@@ -98,10 +101,11 @@ class FakeExecutor:
         self.steps_begun = threading.Semaphore(0)
         self.closed = False
         self.compiled_seconds = 0.0
+        self.draw = numpy_sampler.draw
         self._language = language
         self._cache = np.full((pages, page_positions), NOTHING, np.int32)
 
-    def step(self, batch: Batch) -> NDArray[np.float32]:
+    def step(self, batch: Batch) -> list[buffers.Floats]:
         """Logits in which the language's next token leads, and lower ids lead higher ones."""
         assert not self.closed
         self.steps_begun.release()
@@ -110,51 +114,58 @@ class FakeExecutor:
             raise failure
         self._check(batch)
         self.rows.append(len(batch.tokens))
+        tables = self._tables(batch)
         places = zip(batch.tokens, batch.positions, batch.sequences, strict=True)
         for token, position, sequence in places:
-            page, offset = divmod(int(position), self.page_positions)
-            self._cache[batch.tables[sequence, page], offset] = token
+            page, offset = divmod(position, self.page_positions)
+            self._cache[tables[sequence, page], offset] = token
         logits = np.tile(np.linspace(1, 0, VOCAB, dtype=np.float32), (len(batch.wanted), 1))
         for row, wanted in enumerate(batch.wanted):
-            logits[row, self._language(self._read(batch, int(wanted)))] = 5
-        return logits
+            logits[row, self._language(self._read(batch, wanted))] = 5
+        return [memoryview(row).cast("B").cast("f") for row in logits]
 
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         stages = Stages(["embed", "head"]), Stages(["embed", "layer", "layer", "head"])
         for some in stages:
-            some.nanoseconds += 1000
+            for stage in range(len(some.nanoseconds)):
+                some.nanoseconds[stage] += 1000
         yield Profile(*stages)
 
     def close(self) -> None:
         self.closed = True
 
+    def _tables(self, batch: Batch) -> NDArray[np.int32]:
+        """The page tables, a row each."""
+        return np.asarray(batch.tables).reshape(-1, -(-self.context // self.page_positions))
+
     def _read(self, batch: Batch, row: int) -> NDArray[np.int32]:
         """The sequence of a row up to its own position, through its page table."""
-        table = batch.tables[batch.sequences[row]]
-        length = int(batch.positions[row]) + 1
+        table = self._tables(batch)[batch.sequences[row]]
+        length = batch.positions[row] + 1
         tokens: NDArray[np.int32] = self._cache[table].reshape(-1)[:length]
         assert NOTHING not in tokens, "a position was read that was never written"
         assert tokens[-1] == batch.tokens[row]
         return tokens
 
     def _check(self, batch: Batch) -> None:
-        rows = len(batch.tokens)
+        for numbers in (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted):
+            assert isinstance(numbers, array)
+            assert numbers.typecode == "i"
+        rows, tables = len(batch.tokens), self._tables(batch)
         assert 0 < rows <= self.max_rows
-        assert batch.positions.shape == batch.sequences.shape == (rows,)
-        assert batch.tables.shape[1] == -(-self.context // self.page_positions)
-        assert 0 <= batch.positions.min() <= batch.positions.max() < self.context
-        assert 0 <= batch.tables.min() <= batch.tables.max() < self.pages
-        assert 0 <= batch.tokens.min() <= batch.tokens.max() < VOCAB
+        assert len(batch.positions) == len(batch.sequences) == rows
+        assert 0 <= min(batch.positions) <= max(batch.positions) < self.context
+        assert 0 <= min(batch.tables) <= max(batch.tables) < self.pages
+        assert 0 <= min(batch.tokens) <= max(batch.tokens) < VOCAB
         assert np.all(np.diff(batch.wanted) > 0)
-        assert np.all((batch.wanted >= 0) & (batch.wanted < rows))
+        assert all(0 <= wanted < rows for wanted in batch.wanted)
         owned: list[int] = []
-        for sequence in range(len(batch.tables)):
-            own = np.flatnonzero(batch.sequences == sequence)
+        for sequence in range(len(tables)):
+            own = np.flatnonzero(np.asarray(batch.sequences) == sequence)
+            positions = np.asarray(batch.positions)[own]
             assert np.all(np.diff(own) == 1), "rows of one sequence are not together"
-            assert np.all(np.diff(batch.positions[own]) == 1), "positions do not ascend"
-            used = int(batch.positions[own].max()) // self.page_positions + 1
-            owned += batch.tables[sequence, :used].tolist()
+            assert np.all(np.diff(positions) == 1), "positions do not ascend"
+            used = int(positions.max()) // self.page_positions + 1
+            owned += tables[sequence, :used].tolist()
         assert len(owned) == len(set(owned)), "a page has two owners"
-        for array in (batch.tokens, batch.positions, batch.sequences, batch.tables, batch.wanted):
-            assert array.dtype == np.int32

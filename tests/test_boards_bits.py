@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from tests.boards import CPUS, run_on
 from tests.conftest import Smollm2Artifact, TinyArtifact
+from tests.device_draws import device_draws
 from tests.device_logits import device_logits
 from tests.kernels import runnable_targets
 from tests.test_compile_steps import MODELS, TOKENS
 
 SCRIPT = Path(__file__).with_name("device_logits.py")
+DRAWS = Path(__file__).with_name("device_draws.py")
 ASKED = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2]  # of SmolLM2's vocabulary
 
 
@@ -28,8 +30,7 @@ def board_logits(
     options = ("--chunk", str(chunk), "--threads", str(threads))
     done = run_on(CPUS[board], str(SCRIPT), str(artifact), listed, *options, str(out))
     assert done.returncode == 0, done.stderr
-    logits: NDArray[np.float32] = np.load(out)
-    return logits
+    return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 
 @pytest.mark.board
@@ -38,21 +39,31 @@ def board_logits(
 @pytest.mark.parametrize("board", ["rpi3", "rpi5"])
 def test_tiny_models(tiny_artifact: TinyArtifact, tmp_path: Path, board: str, name: str) -> None:
     sizes, options = MODELS[name]
-    expected = device_logits(tiny_artifact("native", options, **sizes), TOKENS, 1)
+    expected = np.asarray(device_logits(tiny_artifact("native", options, **sizes), TOKENS, 1))
     path = tiny_artifact(board, options, **sizes)
     for chunk, threads in ((1, 1), (37, 2)):
-        got = board_logits(board, path, TOKENS, chunk, threads, tmp_path / "logits.npy")
+        got = board_logits(board, path, TOKENS, chunk, threads, tmp_path / "logits.f32")
         assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (chunk, threads)
 
 
 @pytest.mark.board
 def test_smollm2_on_every_cpu(smollm2_artifact: Smollm2Artifact, tmp_path: Path) -> None:
-    expected = device_logits(smollm2_artifact(), ASKED, 1)
+    expected = np.asarray(device_logits(smollm2_artifact(), ASKED, 1))
     for target in runnable_targets():
         for threads in (1, 2):
-            got = device_logits(smollm2_artifact(target), ASKED, len(ASKED), threads)
+            got = np.asarray(device_logits(smollm2_artifact(target), ASKED, len(ASKED), threads))
             assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (target, threads)
     for board in CPUS:
         path = smollm2_artifact(board)
-        got = board_logits(board, path, ASKED, len(ASKED), 2, tmp_path / "logits.npy")
+        got = board_logits(board, path, ASKED, len(ASKED), 2, tmp_path / "logits.f32")
         assert np.array_equal(got.view(np.int32), expected.view(np.int32)), board
+
+
+@pytest.mark.board
+@pytest.mark.parametrize("board", ["rpi3", "rpi5"])
+def test_drawn_tokens_are_the_same_everywhere(tiny_artifact: TinyArtifact, board: str) -> None:
+    expected = device_draws(tiny_artifact())
+    assert len(set(expected)) > 20
+    done = run_on(CPUS[board], str(DRAWS), str(tiny_artifact(board)))
+    assert done.returncode == 0, done.stderr
+    assert [int(token) for token in done.stdout.split()] == expected

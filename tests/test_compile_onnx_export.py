@@ -129,14 +129,14 @@ def test_an_artifact_its_graph_and_the_graphs_artifact_agree(
 ) -> None:
     artifact, graph, again = tiny_artifact(), tmp_path / "model.onnx", tmp_path / "again.edge"
     export_onnx(open_checkpoint(artifact), graph)
-    device = device_logits(artifact, TOKENS, len(TOKENS))
+    device = np.asarray(device_logits(artifact, TOKENS, len(TOKENS)))
     predictions = Predictions()
     predictions.add(TOKENS, device, Session(graph).logits(TOKENS))
     assert np.mean(predictions.kl) <= 0.01
     machine = host()
     target = resolve("native", machine.machine, machine.features)
     compile_model(Options(str(graph), target, again))
-    np.testing.assert_array_equal(device_logits(again, TOKENS, len(TOKENS)), device)
+    np.testing.assert_array_equal(np.asarray(device_logits(again, TOKENS, len(TOKENS))), device)
 
 
 def test_the_command_writes_all_that_generation_needs(tmp_path: Path) -> None:

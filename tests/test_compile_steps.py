@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from array import array
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from edge_llm.errors import ConfigError
 from edge_llm.executor import Executor
 from targets import TARGETS
 from tests.conftest import TinyArtifact
-from tests.device_logits import device_logits
+from tests.device_logits import batch, device_logits
 from tests.kernels import runnable_targets
 from tests.tiny_model import write_tiny_gguf, write_tiny_huggingface
 
@@ -89,7 +89,7 @@ def test_logits_are_the_reference_bit_for_bit(
     path = tiny_artifact(target, options, **sizes)
     expected = reference(tmp_path, sizes, options)
     for chunk, threads in ((1, 1), (1, 2), (37, 1), (13, 2), (2, 3)):
-        got = device_logits(path, TOKENS, chunk, threads)
+        got = np.asarray(device_logits(path, TOKENS, chunk, threads))
         assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (chunk, threads)
 
 
@@ -105,16 +105,14 @@ def test_the_largest_steps_and_counts_of_threads_are_the_reference_too(
     quantized = QuantizedCheckpoint(checkpoint, Formats.of(checkpoint))
     expected = Reference(quantized, Device()).logits(tokens)
     for chunk, threads in ((128, 1), (128, 2), (128, 16), (1, 16)):
-        got = device_logits(path, tokens, chunk, threads)
+        got = np.asarray(device_logits(path, tokens, chunk, threads))
         assert np.array_equal(got.view(np.int32), expected.view(np.int32)), (chunk, threads)
 
 
 @pytest.mark.slow
 def test_stages_are_timed_one_by_one(tiny_artifact: TinyArtifact) -> None:
     def one(rows: int) -> Batch:
-        counts = np.arange(rows, dtype=np.int32)
-        table = np.zeros((1, 2), np.int32)
-        return Batch(counts, counts, counts * 0, table, counts[-1:])
+        return batch(list(range(rows)), 0, [0, 0])
 
     with Artifact.open(tiny_artifact()) as artifact:
         executor = Executor(artifact, threads=2, context=32)
@@ -126,7 +124,7 @@ def test_stages_are_timed_one_by_one(tiny_artifact: TinyArtifact) -> None:
         executor.step(one(5))  # not watched any more
         executor.close()
     for stages in (profile.decode, profile.prefill):
-        assert (stages.nanoseconds > 0).all()
+        assert min(stages.nanoseconds) > 0
     both = [sum(stages.seconds().values()) for stages in (profile.decode, profile.prefill)]
     assert 0 < sum(both) <= taken
     assert set(profile.prefill.seconds()) - set(profile.decode.seconds()) == {"norm"}
@@ -138,8 +136,7 @@ def test_a_closed_executor_leaves_its_thread_where_it_was(tiny_artifact: TinyArt
     before = os.sched_getaffinity(0)
     with Artifact.open(tiny_artifact()) as artifact:
         executor = Executor(artifact, threads=2, context=32)
-        numbers = np.arange(2, dtype=np.int32)
-        executor.step(Batch(numbers, numbers, numbers * 0, np.zeros((1, 2), np.int32), numbers[:1]))
+        executor.step(batch([0, 1], 0, [0, 0]))
         executor.close()
     assert os.sched_getaffinity(0) == before
 
@@ -149,19 +146,18 @@ def test_rows_do_not_depend_on_their_neighbours(tiny_artifact: TinyArtifact) -> 
     """Two sequences in one step, their rows and pages mixed, against each alone."""
     path = tiny_artifact()
     first, second = TOKENS[:20], TOKENS[20:]
-    alone = [device_logits(path, tokens, 1) for tokens in (first, second)]
+    alone = [np.asarray(device_logits(path, tokens, 1)) for tokens in (first, second)]
     with Artifact.open(path) as artifact:
         executor = Executor(artifact, threads=2, context=64, sequences=2)
-        tables = np.array([[5, 0, 7, 1], [2, 6, 3, 4]], np.int32)
-        n = len(first) + len(second)
-        batch = Batch(
-            np.array(first + second, np.int32),
-            np.array([*range(len(first)), *range(len(second))], np.int32),
-            np.array([0] * len(first) + [1] * len(second), np.int32),
-            tables,
-            np.arange(n, dtype=np.int32),
+        both = (
+            [*first, *second],
+            [*range(len(first)), *range(len(second))],
+            [0] * len(first) + [1] * len(second),
+            [5, 0, 7, 1, 2, 6, 3, 4],
+            range(len(first) + len(second)),
         )
-        together = executor.step(batch).copy()
+        rows = executor.step(Batch(*(array("i", numbers) for numbers in both)))
+        together = np.stack([np.array(row) for row in rows])
         executor.close()
     assert np.array_equal(together, np.concatenate(alone))
 
@@ -196,37 +192,31 @@ def test_a_step_refuses_what_would_reach_elsewhere(tiny_artifact: TinyArtifact) 
             "tokens": [1, 2],
             "positions": [0, 1],
             "sequences": [0, 0],
-            "tables": [[0, 1]],
+            "tables": [0, 1],
             "wanted": [1],
         }
-        bad: dict[str, list[Any]] = {
+        bad: dict[str, list[list[int]]] = {
             "tokens": [[1, 320], [-1, 2], []],
             "positions": [[0, 32], [-1, 0], [0]],
             "sequences": [[0, 1], [0]],
-            "tables": [[[0, 2]], [[-1, 0]], [[0]], [[0, 1, 0]], [[0, 1]] * 3],
+            "tables": [[0, 2], [-1, 0], [0], [0, 1, 0], [0, 1] * 3],
             "wanted": [[2], [-1], [0, 1, 1]],
         }
+
+        def of(numbers: dict[str, list[int]]) -> Batch:
+            return Batch(**{name: array("i", values) for name, values in numbers.items()})
+
         for name, values in bad.items():
             for value in values:
-                arrays = {k: np.array(v, np.int32) for k, v in {**good, name: value}.items()}
                 with pytest.raises(ValueError, match=r"step|length"):
-                    executor.step(Batch(**arrays))
-        whole = {k: np.array(v, np.int32) for k, v in good.items()}
-        expected = executor.step(Batch(**whole)).copy()
-        for kind in (np.int64, np.float32):
-            cast: dict[str, Any] = {"tokens": whole["tokens"].astype(kind)}
-            with pytest.raises(ValueError, match="not of int32"):
-                executor.step(Batch(**{**whole, **cast}))
-        others: dict[str, Any] = {
-            "positions": np.array([0, 9, 1, 9], np.int32)[::2],
-            "tables": np.array([[0, 9, 1, 9]], np.int32)[:, ::2],
-        }
-        for name, array in others.items():  # of another layout: they are copied
-            got = executor.step(Batch(**{**whole, name: array}))
-            assert np.array_equal(got, expected), name
+                    executor.step(of({**good, name: value}))
+        for kind in "hlf":
+            wrong = array(kind, good["tokens"])
+            with pytest.raises(ValueError, match="structure"):
+                executor.step(replace(of(good), tokens=wrong))
         executor.close()
         with pytest.raises(ValueError, match="open"):
-            executor.step(Batch(**{k: np.array(v, np.int32) for k, v in good.items()}))
+            executor.step(of(good))
         for settings in (
             {"threads": 0},
             {"threads": 1000},

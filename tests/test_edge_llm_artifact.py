@@ -26,6 +26,7 @@ from edge_llm.archive import ALIGNMENT
 from edge_llm.artifact import MANIFEST, Artifact, write_artifact
 from edge_llm.cpu import check_target, host
 from edge_llm.errors import ArtifactError, TargetError
+from edge_llm.executor import Executor
 from edge_llm.manifest import Weights
 from tests.device_logits import device_logits
 from tests.sample_artifact import ENTRIES, sample_manifest, write_forged, write_sample
@@ -130,9 +131,14 @@ def test_a_released_file_of_format_1_gives_the_bits_that_it_gave(tmp_path: Path)
             check_target(artifact.manifest.target, host())
         except TargetError as error:
             pytest.skip(str(error))
-    logits = device_logits(path, list(range(1, 9)), chunk=3)
+    logits = np.asarray(device_logits(path, list(range(1, 9)), chunk=3))
     digest = "a496eadb4c48bdc4eab226d71405a94175abdd601a43945bb03f82470c4a49f0"
     assert hashlib.sha256(logits.tobytes()).hexdigest() == digest
+    with Artifact.open(path) as artifact:
+        executor = Executor(artifact, threads=1)
+        with pytest.raises(ArtifactError, match=r"format-1\.edge: .*: compile it again"):
+            _ = executor.draw
+        executor.close()
 
 
 def test_standard_tools_open_it(sample: Path, tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ class Drawing:
 
     def __init__(self, library: ctypes.CDLL, vocab_size: int) -> None:
         self._function = library.edge_draw
-        pointer, integer = ctypes.c_void_p, ctypes.c_int32
+        integer, single, double = ctypes.c_int32, ctypes.c_float, ctypes.c_double
+        floats, integers = ctypes.POINTER(single), ctypes.POINTER(integer)
         self._function.argtypes = (
-            *(pointer, integer, pointer, integer),
-            *(ctypes.c_float, ctypes.c_float, integer, ctypes.c_double, ctypes.c_float),
-            *(ctypes.c_double, pointer),
+            *(floats, integer, integers, integer),
+            *(single, single, integer, double, single),
+            *(double, ctypes.c_void_p),
         )
         self._vocab_size = vocab_size
         self._memory = zeros(ROOM * vocab_size, "f")
@@ -38,13 +39,14 @@ class Drawing:
     def __call__(self, logits: Floats, tokens: Integers, sampling: Sampling, uniform: float) -> int:
         if len(logits) > self._vocab_size:
             raise ValueError(f"{len(logits)} logits for {self._vocab_size} tokens")
-        temperature = sampling.temperature
+        temperature, penalty = sampling.temperature, sampling.repetition_penalty
+        seen = None if penalty == 1 else ctypes.c_int32.from_buffer(tokens)
         token: int = self._function(
-            address(logits),
+            ctypes.c_float.from_buffer(logits),
             len(logits),
-            address(tokens),
+            seen,
             len(tokens),
-            sampling.repetition_penalty,
+            penalty,
             temperature and max(temperature, LEAST_TEMPERATURE),
             min(sampling.top_k, len(logits)),
             sampling.top_p,

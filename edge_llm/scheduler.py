@@ -116,7 +116,8 @@ def _chunk(sequence: Sequence, rows: int) -> Chunk:
 
 def make_batch(chunks: tuple[Chunk, ...]) -> Batch:
     """The rows of the chunks, one after the other; their sequences own their pages by now."""
-    tokens, positions, sequences, tables, wanted = (array("i") for _ in range(5))
+    tokens, positions, sequences = array("i"), array("i"), array("i")
+    tables, wanted = array("i"), array("i")
     for index, chunk in enumerate(chunks):
         start = chunk.sequence.computed
         stop = start + chunk.rows

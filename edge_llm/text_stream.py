@@ -48,6 +48,9 @@ class TextStream:
     def _advance(self, decoded: str, last: bool) -> str:
         if self.stopped:
             return ""
+        if not self._stop:
+            self.text += decoded
+            return decoded
         held = self._held + decoded
         cut = self._first_stop(held)
         if cut is not None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ from benchmarks.speed.random_model import SHAPES, Shape, matrices, write_random_
 from benchmarks.speed.report import JSON_NAME, TABLE_NAME, earlier, record, tables, write_report
 from benchmarks.speed.roofs import Roofs, work
 from benchmarks.speed.rounds import Figure, NotMeasured, Part, Ratio, Results, measure
-from compile.checkpoint import Q4
+from compile.checkpoint import Q4, Q8
 from compile.import_gguf import open_gguf
 from compile.reference import Exact, Reference
 from edge_llm.cpu import host
@@ -33,7 +34,7 @@ from tests.artifacts import artifact
 from tests.conftest import TinyArtifact
 from tests.tiny_model import write_tiny_gguf
 
-TINY = Shape(2, 64, 2, 1, 32, 96, 352, 1e4)
+TINY = Shape(2, 64, 2, 1, 32, 96, 352, 1e4, "Q8_0")
 SPEED = Figure("decode", "tokens/s")
 
 # As the programs print them, shortened to the fields that tell them apart.
@@ -55,10 +56,14 @@ OPENVINO = """\
 
 @pytest.fixture
 def random_gguf(tmp_path: Path) -> Path:
+    return write_random(tmp_path, TINY)
+
+
+def write_random(folder: Path, shape: Shape) -> Path:
     """A random model of tiny sizes with the tiny tokenizer."""
-    write_tiny_gguf(tmp_path / "tokenizer.gguf")
-    write_random_gguf(tmp_path / "random.gguf", TINY, tmp_path / "tokenizer.gguf")
-    return tmp_path / "random.gguf"
+    write_tiny_gguf(folder / "tokenizer.gguf")
+    write_random_gguf(folder / "random.gguf", shape, folder / "tokenizer.gguf")
+    return folder / "random.gguf"
 
 
 def results(values: Mapping[str, list[float]], *ratios: Ratio) -> Results:
@@ -154,14 +159,16 @@ def test_parts_taken_before_are_kept_on_the_same_machine_only(tmp_path: Path) ->
     assert earlier(tmp_path / "new", {"CPU": "this"}) == {}
 
 
-def test_the_importer_reads_a_random_model(random_gguf: Path) -> None:
-    checkpoint = open_gguf(random_gguf)
+@pytest.mark.parametrize(("head", "kind"), [("Q4_0", Q4), ("Q8_0", Q8), ("Q6_K", np.ndarray)])
+def test_the_importer_reads_a_random_model(tmp_path: Path, head: str, kind: type) -> None:
+    width = 256 if head == "Q6_K" else TINY.width
+    checkpoint = open_gguf(write_random(tmp_path, replace(TINY, width=width, head=head)))
     assert checkpoint.config.vocab_size == TINY.vocab
     assert checkpoint.config.tied
-    for name in ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"):
-        tensor = checkpoint.tensor(name)
-        assert isinstance(tensor, Q4)
-        assert tensor.minimum is None
+    assert isinstance(checkpoint.tensor("model.embed_tokens.weight"), kind)
+    layer = checkpoint.tensor("model.layers.1.mlp.down_proj.weight")
+    assert isinstance(layer, Q4)
+    assert layer.minimum is None
     logits = Reference(checkpoint, Exact()).logits([1, 2, 300])
     assert np.isfinite(logits).all()
     assert 0.1 < float(logits.std()) < 10  # neither dead nor exploding
@@ -174,7 +181,7 @@ def test_a_random_model_answers(random_gguf: Path) -> None:
 
 def test_shapes_have_the_parameters_of_their_names() -> None:
     parameters = {
-        name: sum(rows * columns for _, rows, columns in matrices(shape))
+        name: sum(rows * columns for _, rows, columns, _ in matrices(shape))
         for name, shape in SHAPES.items()
     }
     assert parameters == {"llama-3.2-1b": 1_235_746_816, "qwen2.5-0.5b": 493_961_216}
@@ -186,6 +193,7 @@ def test_the_work_of_a_token_leaves_out_an_embedding_that_is_no_head(tmp_path: P
         path = tmp_path / f"{tied}.gguf"
         write_tiny_gguf(path, tied=tied)
         assert work(path).products == layers
+        assert work(path, 4.25).bytes == round((layers + 320 * 64) * 4.25 / 8)
     assert work(tmp_path / "True.gguf").bytes == work(tmp_path / "False.gguf").bytes
 
 

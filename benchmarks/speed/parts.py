@@ -18,14 +18,15 @@ from typing import Protocol
 from benchmarks.speed import engines, servers
 from benchmarks.speed.busy import busy_cpus
 from benchmarks.speed.engines import Speed
-from benchmarks.speed.models import compiled, random_model, smollm2
+from benchmarks.speed.models import RECIPES, compiled, random_model, smollm2
 from benchmarks.speed.roofs import Roofs, work
 from benchmarks.speed.rounds import Figure, Part, Ratio, Run
 from benchmarks.speed.workbench import Workbench, run
 
-OURS, OURS_4, LLAMA, OPENVINO, ROOF = (
-    "edge-llm", "edge-llm, 4-bit head", "llama.cpp", "OpenVINO", "roof",
-)  # fmt: skip
+OURS, SAME = "edge-llm", "edge-llm, llama.cpp's weights"
+LLAMA, LLAMA_4, OPENVINO = "llama.cpp", "llama.cpp, 4-bit head", "OpenVINO"
+ROOF = "roof"
+BITS = 4.25  # a weight of ours, by models.RECIPES
 THREADS = 2
 NEW = 128  # tokens decoded
 FEW = 8  # tokens of a prompt or answer that is not what is measured
@@ -74,21 +75,42 @@ def speeds(engine: Engine, prompts: Collection[int] = (), threads: Collection[in
     return measured
 
 
-def smollm2_engines(bench: Workbench) -> dict[str, Engine]:
-    """All on the weights of one GGUF; with a 4-bit head, ours reads fewer bits than the others."""
+def engines_of(
+    bench: Workbench, gguf: Path, smallest: Path, target: str = "native"
+) -> dict[str, Engine]:
+    """Ours in 4.25 bits beside llama.cpp on a GGUF, each on the other's side too.
+
+    ``gguf`` has the head that llama.cpp's tool gives it, ``smallest`` one in Q4_0. The roof is that
+    of the bytes of ours.
+    """
+    march, build = ("native", "native") if target == "native" else (target, "avx2")
+    llama = bench.llama(build, "llama-bench")
+    return {
+        ROOF: partial(Roofs.build(bench, march).speed, work(gguf, BITS)),
+        OURS: partial(engines.edge_llm, compiled(bench, gguf, target, RECIPES)),
+        SAME: partial(engines.edge_llm, compiled(bench, gguf, target)),
+        LLAMA: partial(engines.llama_cpp, llama, gguf),
+        LLAMA_4: partial(engines.llama_cpp, llama, smallest),
+    }
+
+
+def smollm2_engines(bench: Workbench, target: str = "native") -> dict[str, Engine]:
+    """OpenVINO too, on the GGUF of llama.cpp."""
     gguf = smollm2(bench)
     return {
-        ROOF: partial(Roofs.build(bench).speed, work(gguf)),
-        OURS: partial(engines.edge_llm, compiled(bench, gguf, "native")),
-        OURS_4: partial(engines.edge_llm, compiled(bench, gguf, "native", head_bits=4)),
-        LLAMA: partial(engines.llama_cpp, bench.llama("native", "llama-bench"), gguf),
+        **engines_of(bench, gguf, smollm2(bench, "q4_0"), target),
         OPENVINO: partial(engines.openvino, bench.peers_python, gguf),
     }
 
 
+def ours(bench: Workbench) -> Path:
+    """Our artifact of SmolLM2-135M in 4.25 bits."""
+    return compiled(bench, smollm2(bench), "native", RECIPES)
+
+
 def machine_part(bench: Workbench) -> Part:
     """Reading in the cache, at the size of the model, beyond; multiplying."""
-    roofs, size = Roofs.build(bench), work(smollm2(bench)).bytes
+    roofs, size = Roofs.build(bench), work(smollm2(bench), BITS).bytes
 
     def measured() -> Mapping[Figure, float]:
         figures = {}
@@ -112,24 +134,27 @@ def decode_part(bench: Workbench) -> Part:
         {who: speeds(e, threads=(1, THREADS)) for who, e in smollm2_engines(bench).items()},
         (
             against(LLAMA, two, "≥ 2.8"),
-            against(LLAMA, two, "", OURS_4),
             against(LLAMA, one, "≥ 2.5"),
+            against(LLAMA_4, two, ""),
+            against(LLAMA_4, one, ""),
+            against(LLAMA, two, "", SAME),
+            against(LLAMA, one, "", SAME),
             against(OPENVINO, two, ""),
             against(ROOF, two, "≥ 0.85"),
             against(ROOF, one, ""),
-            against(ROOF, two, "", LLAMA),
         ),
     )
 
 
 def prefill_part(bench: Workbench) -> Part:
     contenders = smollm2_engines(bench)
-    del contenders[OURS_4]  # its head is computed for the last token only
+    del contenders[LLAMA_4]  # its head is computed for the last token only
     return Part(
         "Prefill",
         {who: speeds(engine, prompts=PROMPTS) for who, engine in contenders.items()},
         (
             *(against(LLAMA, prefill(n), "≥ 3.0") for n in PROMPTS),
+            *(against(LLAMA, prefill(n), "", SAME) for n in PROMPTS),
             *(against(OPENVINO, prefill(n), "≥ 1.8") for n in PROMPTS),
             *(against(ROOF, prefill(n), "") for n in PROMPTS),
         ),
@@ -137,34 +162,29 @@ def prefill_part(bench: Workbench) -> Part:
 
 
 def avx2_part(bench: Workbench) -> Part:
-    gguf = smollm2(bench)
-    llama = bench.llama("avx2", "llama-bench")
-    contenders: dict[str, Engine] = {
-        ROOF: partial(Roofs.build(bench, "x86-64-v3").speed, work(gguf)),
-        OURS: partial(engines.edge_llm, compiled(bench, gguf, "x86-64-v3")),
-        LLAMA: partial(engines.llama_cpp, llama, gguf),
-    }
+    contenders = smollm2_engines(bench, "x86-64-v3")
+    del contenders[OPENVINO]  # which takes what the CPU has
+    figures = (decode(THREADS), *map(prefill, PROMPTS))
     return Part(
         "AVX2 alone",
         {who: speeds(e, PROMPTS, (THREADS,)) for who, e in contenders.items()},
-        tuple(against(LLAMA, f, "≥ 1.5") for f in (decode(THREADS), *map(prefill, PROMPTS))),
+        (
+            *(against(LLAMA, figure, "≥ 1.5") for figure in figures),
+            *(against(LLAMA, figure, "", SAME) for figure in figures),
+        ),
     )
 
 
 def shape_part(bench: Workbench, name: str) -> Part:
-    """A model that no cache holds; embedding and head in 4 bits for all."""
-    gguf = random_model(bench, name)
-    contenders: dict[str, Engine] = {
-        ROOF: partial(Roofs.build(bench).speed, work(gguf)),
-        OURS: partial(engines.edge_llm, compiled(bench, gguf, "native", head_bits=4)),
-        LLAMA: partial(engines.llama_cpp, bench.llama("native", "llama-bench"), gguf),
-    }
+    """A model that no cache holds."""
+    contenders = engines_of(bench, random_model(bench, name), random_model(bench, name, "Q4_0"))
     two, prompt = decode(THREADS), prefill(PROMPTS[0])
     return Part(
-        f"Random weights in the shape of {name}, all Q4_0",
+        f"Random weights in the shape of {name}",
         {who: speeds(e, PROMPTS[:1], (THREADS,)) for who, e in contenders.items()},
         (
             against(LLAMA, two, "≥ 1.15"),
+            against(LLAMA_4, two, ""),
             against(ROOF, two, "≥ 0.85"),
             against(LLAMA, prompt, "≥ 2"),
         ),
@@ -173,15 +193,15 @@ def shape_part(bench: Workbench, name: str) -> Part:
 
 def context_part(bench: Workbench) -> Part:
     gguf, new = smollm2(bench), 64
-    artifact = compiled(bench, gguf, "native")
+    artifact = ours(bench)
     llama = bench.llama("native", "llama-bench")
     figures = {at: decode(THREADS, f" at context {at}") for at in (SHORT, LONG)}
 
-    def ours(at: int) -> float:
+    def of_ours(at: int) -> float:
         prompt = at - new // 2
         return engines.edge_llm(artifact, prompt=prompt, new=new, threads=THREADS).decode
 
-    def theirs(at: int) -> float:
+    def of_theirs(at: int) -> float:
         depth = at - new // 2
         sizes = {"prompt": 0, "new": new, "threads": THREADS, "depth": depth}
         return engines.llama_cpp(llama, gguf, **sizes).decode
@@ -189,8 +209,8 @@ def context_part(bench: Workbench) -> Part:
     return Part(
         "Long contexts",
         {
-            OURS: lambda: {figure: ours(at) for at, figure in figures.items()},
-            LLAMA: lambda: {figure: theirs(at) for at, figure in figures.items()},
+            OURS: lambda: {figure: of_ours(at) for at, figure in figures.items()},
+            LLAMA: lambda: {figure: of_theirs(at) for at, figure in figures.items()},
         },
         (
             within(OURS, figures[SHORT], figures[LONG], "≤ 1.25"),
@@ -201,17 +221,17 @@ def context_part(bench: Workbench) -> Part:
 
 def together_part(bench: Workbench) -> Part:
     gguf = smollm2(bench)
-    artifact = compiled(bench, gguf, "native")
+    artifact = ours(bench)
     llama = bench.llama("native", "llama-batched-bench")
     figures = {n: decode(THREADS, f", {n} together") for n in (1, TOGETHER)}
 
-    def ours(sequences: int) -> float:
+    def of_ours(sequences: int) -> float:
         numbers = map(str, (sequences, NEW, THREADS))
         return float(
             run([sys.executable, "-m", "benchmarks.speed.together", str(artifact), *numbers])
         )
 
-    def theirs(sequences: int) -> float:
+    def of_theirs(sequences: int) -> float:
         return engines.llama_cpp_together(
             llama, gguf, sequences=sequences, new=NEW, threads=THREADS
         )
@@ -219,8 +239,8 @@ def together_part(bench: Workbench) -> Part:
     return Part(
         "Sequences decoded together",
         {
-            OURS: lambda: {figure: ours(n) for n, figure in figures.items()},
-            LLAMA: lambda: {figure: theirs(n) for n, figure in figures.items()},
+            OURS: lambda: {figure: of_ours(n) for n, figure in figures.items()},
+            LLAMA: lambda: {figure: of_theirs(n) for n, figure in figures.items()},
         },
         (
             within(OURS, figures[TOGETHER], figures[1], "≥ 2.5"),
@@ -248,7 +268,7 @@ def busy_part(bench: Workbench) -> Part:
 
 def serve_part(bench: Workbench) -> Part:
     gguf = smollm2(bench)
-    artifact = compiled(bench, gguf, "native")
+    artifact = ours(bench)
     first = Figure("start of the process to first token", "s")
     resident = Figure(f"resident, context {servers.CONTEXT}, after an answer", "MB")
     server = partial(servers.llama_server_served, bench.llama("native", "llama-server"), gguf)
@@ -275,13 +295,16 @@ def serve_part(bench: Workbench) -> Part:
 
 
 def outside_part(bench: Workbench) -> Part:
-    artifact: Path = compiled(bench, smollm2(bench), "native")
     share = Figure("share of a decode step outside compiled code", "%")
 
-    def measured() -> Mapping[Figure, float]:
+    def measured(artifact: Path) -> Mapping[Figure, float]:
         return {share: 100 * engines.outside_share(artifact, new=NEW, threads=THREADS)}
 
-    return Part("Outside compiled code", {OURS: measured})
+    same = compiled(bench, smollm2(bench), "native")
+    return Part(
+        "Outside compiled code",
+        {OURS: partial(measured, ours(bench)), SAME: partial(measured, same)},
+    )
 
 
 PARTS: MappingProxyType[str, Callable[[Workbench], Part]] = MappingProxyType(

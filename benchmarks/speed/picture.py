@@ -16,7 +16,7 @@ mpl.use("agg")
 import matplotlib.pyplot as plt
 
 PARTS = ("decode", "prefill", "avx2", "llama-1b", "qwen-0.5b")
-COLOURS = {"roof": "#d0d0d0", "edge-llm": "#1f6fb4", "edge-llm, 4-bit head": "#7fb2dc"}
+COLOURS = {"roof": "#d0d0d0", "edge-llm": "#1f6fb4", "edge-llm, llama.cpp's weights": "#7fb2dc"}
 PEER_COLOUR = "#e08a3c"
 COLUMNS = 3
 

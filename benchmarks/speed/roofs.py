@@ -26,15 +26,19 @@ class Work:
     products: int  # of the layers; the head is computed for a prompt's last token only
 
 
-def work(gguf: Path) -> Work:
-    """The work of a token of a model, whose embedding is no work unless it is the head too."""
+def work(gguf: Path, bits_per_weight: float | None = None) -> Work:
+    """The work of a token of a model, whose embedding is no work unless it is the head too.
+
+    ``bits_per_weight`` are those of another form of the same model; None for the file's own.
+    """
     matrices = {n: t for n, t in read_gguf(gguf).tensors.items() if len(t.shape) > 1}
     head = matrices.pop(TIED_HEAD)
     head = matrices.pop(HEAD, head)
-    return Work(
-        sum(tensor.size for tensor in (*matrices.values(), head)),
-        sum(prod(tensor.shape) for tensor in matrices.values()),
-    )
+    size = sum(tensor.size for tensor in (*matrices.values(), head))
+    products = sum(prod(tensor.shape) for tensor in matrices.values())
+    if bits_per_weight is not None:
+        size = round((products + prod(head.shape)) * bits_per_weight / 8)
+    return Work(size, products)
 
 
 @dataclass(frozen=True)

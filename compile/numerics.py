@@ -166,6 +166,9 @@ def attend(
 ) -> F32:
     """One query row against all positions up to its own, in quantized form.
 
+    What each position counts, ``e^score`` times its value's scale, is quantized like activations,
+    a group of 32 positions at a time; so both products are of integers.
+
     Args:
         q: int8 [heads, d/32, 32] and scales [heads, d/32]; the scales hold the 1/sqrt(d).
         k: int8 [t, kv_heads, d/32, 32] and scales [t, kv_heads, d/32], in rotary order like q.
@@ -188,6 +191,12 @@ def attend(
     for block in padded.reshape(-1, LANES, heads):
         partial = partial + block.T
     out = np.zeros((heads, groups, size), np.float32)
-    for t in range(positions):
-        out = fma((p[t][:, None] * vs[t])[..., None], vq[t].astype(np.float32), out)
+    for start in range(0, positions, ACTIVATION_GROUP):
+        some = slice(start, min(start + ACTIVATION_GROUP, positions))
+        weights = np.zeros((heads, groups, ACTIVATION_GROUP), np.float32)
+        weights[..., : some.stop - start] = (p[some, :, None] * vs[some]).transpose(1, 2, 0)
+        wq, ws = quantize_activations(weights)  # [heads, groups, 1, 32] and [heads, groups, 1]
+        counts = wq[:, :, 0, : some.stop - start].astype(np.int32)
+        dot = np.einsum("hgt,thgd->hgd", counts, vq[some].astype(np.int32))
+        out = fma(dot.astype(np.float32), ws, out)
     return out.reshape(heads, -1) / add_lanes(partial)[:, None]

@@ -22,7 +22,7 @@ from edge_llm import schema
 from edge_llm.errors import ArtifactError
 from edge_llm.schema import Bytes, Count, Digest, Length, Name, Pattern, Range, Text
 
-FORMAT: Literal[2] = 2  # that is written; 1 is read as well
+FORMAT: Literal[3] = 3  # that is written; 1 and 2 are read as well
 Dtype = Literal["uint8", "int8", "float16", "int32", "float32"]
 TENSOR_ALIGNMENT = 64  # bytes; a cache line of every target
 ITEM_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "int32": 4, "float32": 4}
@@ -72,9 +72,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How numbers are held; two artifacts of equal numerics and weights give equal bits."""
+    """How numbers are held; two artifacts of equal numerics and weights give equal bits.
 
-    version: Literal[1]
+    ``version`` 1 has attention's weights in float32, 2 in int8 (docs/adr/0002).
+    """
+
+    version: Literal[1, 2]
     weights: Weights
     activations: Literal["int8"]
     kv: Literal["int8"]
@@ -189,7 +192,7 @@ class Tensor:
 class Manifest:
     """All of ``manifest.json``; ``numerics`` as they are written today, whatever the format."""
 
-    format: Literal[1, 2]
+    format: Literal[1, 2, 3]
     model: Model
     numerics: Numerics
     target: Target

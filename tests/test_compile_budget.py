@@ -14,6 +14,7 @@ from compile.errors import CompileError, UnsupportedError
 from compile.families import FAMILIES
 from compile.graph import KINDS, Kind
 from compile.importer import open_checkpoint
+from compile.lower.cpu.cache import PAGE_POSITIONS
 from compile.lower.cpu.plan import Plan
 from compile.pipeline import Options, compile_model
 from compile.quantize.budget import (
@@ -145,7 +146,7 @@ def test_what_fits_a_board_takes_no_more_than_it_has(tmp_path: Path, more: dict[
     for forms in ([INT8] * 5, [INT4] * 5, [MatrixFormat(4, 64, False)] * 5):
         formats = Formats(*forms)
         plan = Plan(config, FAMILIES[config.family](config), 100, formats, "quads")
-        memory = Memory(plan.weights.size, plan.workspace.size, plan.page_bytes, 16)
+        memory = Memory(plan.weights.size, plan.workspace.size, plan.page_bytes, PAGE_POSITIONS)
         matrices = sum(sizes(config)[kind][formats[kind]] for kind in KINDS)
         spare = (free - memory.certificate(100, 1)) - (left - matrices)
         assert 0 <= spare < 10_000

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,7 +11,7 @@ from compile import numerics
 from compile.checkpoint import Q4, Q8, Matrix
 from compile.lower.cpu import vector
 from compile.lower.cpu.activations import Activations
-from compile.lower.cpu.cache import Cache, PageLayout
+from compile.lower.cpu.cache import PAGE_POSITIONS, Cache, PageLayout
 from compile.lower.cpu.isa import ISAS
 from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.norm import normalize
@@ -165,47 +163,45 @@ def test_norm_is_the_numerics(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGET_NAMES)
 def test_cache_gives_back_what_it_was_given(target: str) -> None:
-    """Every slot and group of a page, keys by the product that reads them."""
+    """Every slot and group of a page, byte by byte."""
     isa = ISAS[TARGETS[target].isa]
     layout = PageLayout(64)
+    slots, groups = PAGE_POSITIONS, 2
 
     def emit(source: Argument, memory: Argument, keys: Argument, values: Argument) -> None:
         cache = Cache(isa, memory.pointer, layout, 1, T.int32(1))
         page = cache.page(T.int32(0), T.int32(0), T.int32(0))
-        with T.serial(T.int32(16)) as slot, T.serial(T.int32(2)) as group:
-            lanes = source.array("float32").at((slot * 2 + group) * 32)
+
+        def signed(data: Array, row: Expr, column: Expr) -> Expr:
+            byte = T.cast(data.load(isa.layout.offset8(row, column)), "int32") - isa.BYTE_BIAS
+            return T.cast(T.Select(byte > 127, byte - 256, byte), "float32")
+
+        with T.serial(T.int32(slots)) as slot, T.serial(T.int32(groups)) as group:
+            lanes = source.array("float32").at((slot * groups + group) * 32)
             halves = [vector.bind(lanes.load(i * 16, 16)) for i in range(2)]
             page.write_key(group, slot, *halves)
             page.write_value(group, slot, *halves)
-        tiles = page.keys
-        with T.serial(T.int32(16)) as slot:
-            for group in range(2):
-                scale = page.value_memory.at(group * layout.group).floats.load(128 + slot)
-                read = page.value(slot, group)
-                for half in range(2):
-                    at = (slot * 2 + group) * 32 + half * 16
-                    values.array("float32").store(at, read[half] * vector.splat(scale))
-                read_key_group(isa, tiles, slot, group, keys.array("float32"))
+        with T.serial(T.int32(slots)) as slot, T.serial(T.int32(32)) as i:
+            key = page.keys.tile(slot // 16)
+            for group in range(groups):
+                at = (slot * groups + group) * 32 + i
+                scale = key.scales.load(group * 16 + slot % 16)
+                data = key.data.at(group * 512)
+                keys.array("float32").store(at, signed(data, slot % 16, i) * scale)
+                value = page.value_memory.at(group * layout.group)
+                scale = value.floats.load(slots * 32 // 4 + slot)
+                data = value.bytes.at(i // 16 * 512)
+                values.array("float32").store(at, signed(data, i % 16, slot) * scale)
 
     random = np.random.default_rng(7)
-    x = aligned(random.standard_normal((16, 64)).astype(np.float32))
+    x = aligned(random.standard_normal((slots, 64)).astype(np.float32))
     memory = zeros(layout.bytes, np.uint8)
-    keys, values = zeros((16, 64), np.float32), zeros((16, 64), np.float32)
+    keys, values = zeros((slots, 64), np.float32), zeros((slots, 64), np.float32)
     kernel(target, 4, emit)(x, memory, keys, values)
     q, scale = numerics.quantize_activations(x)
     expected = (q * scale[..., None]).reshape(x.shape)
     assert same_bits(values, expected)
     assert same_bits(keys, expected)
-
-
-def read_key_group(isa: Any, tiles: Tiles, slot: Expr, group: int, out: Array) -> None:
-    """A key's values out of its tile, one by one."""
-    data = tiles.data.at(group * 512)
-    scale = tiles.scales.load(group * 16 + slot)
-    with T.serial(T.int32(32)) as column:
-        byte = T.cast(data.load(isa.layout.offset8(slot, column)), "int32") - isa.BYTE_BIAS
-        signed = T.Select(byte > 127, byte - 256, byte)
-        out.store((slot * 2 + group) * 32 + column, T.cast(signed, "float32") * scale)
 
 
 @pytest.mark.parametrize("layout", ["quads", "stacked", "pairs"])

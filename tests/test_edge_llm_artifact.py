@@ -116,7 +116,7 @@ def test_entries_from_files_and_views_give_the_same_bytes(tmp_path: Path, intact
 def test_sha256_is_that_of_the_manifest_and_shown_by_zip_tools(sample: Path) -> None:
     with zipfile.ZipFile(sample) as file, Artifact.open(sample) as artifact:
         assert artifact.sha256 == hashlib.sha256(file.read(MANIFEST)).hexdigest()
-        assert file.comment.decode().endswith(f"format 2, manifest sha256 {artifact.sha256}")
+        assert file.comment.decode().endswith(f"format 3, manifest sha256 {artifact.sha256}")
 
 
 def test_a_released_file_of_format_1_gives_the_bits_that_it_gave(tmp_path: Path) -> None:
@@ -323,8 +323,8 @@ def manifest_of(path: Path) -> bytes:
 
 
 def test_newer_format_is_told_whatever_else_the_file_holds(tmp_path: Path) -> None:
-    path = write_forged(tmp_path / "new.edge", b'{"format": 3, "sections": []}')
-    newer = "manifest.json: format 3, this edge-llm reads up to 2: upgrade edge-llm"
+    path = write_forged(tmp_path / "new.edge", b'{"format": 4, "sections": []}')
+    newer = "manifest.json: format 4, this edge-llm reads up to 3: upgrade edge-llm"
     assert refusal(path) == newer
 
 

@@ -87,7 +87,7 @@ def test_wrong_type_names_the_key(path: tuple[Any, ...]) -> None:
 
 def test_bool_is_no_integer_and_integer_no_bool() -> None:
     assert "model.layers: must be an integer from 1" in refusal(changed(("model", "layers"), True))
-    assert "format: must be 1 or 2, not true" in refusal(changed(("format",), True))
+    assert "format: must be 1 or 2 or 3, not true" in refusal(changed(("format",), True))
     assert "numerics.symmetric: must be true or false, not 1" in refusal(format_1(symmetric=1))
 
 
@@ -152,10 +152,10 @@ def test_not_a_manifest(document: bytes, message: str) -> None:
 
 
 def test_newer_format_is_told_before_anything_else_is_interpreted() -> None:
-    message = "format 3, this edge-llm reads up to 2: upgrade edge-llm"
-    assert refusal(b'{"format": 3, "unheard-of": {"x": []}}') == message
-    assert refusal(changed(("format",), 3)) == message
-    assert refusal(changed(("format",), 0)) == "format: must be 1 or 2, not 0"
+    message = "format 4, this edge-llm reads up to 3: upgrade edge-llm"
+    assert refusal(b'{"format": 4, "unheard-of": {"x": []}}') == message
+    assert refusal(changed(("format",), 4)) == message
+    assert refusal(changed(("format",), 0)) == "format: must be 1 or 2 or 3, not 0"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,12 @@ def test_format_1_had_one_format_for_all_layers(
     manifest = Manifest.parse(format_1(**numerics))
     assert manifest.format == 1
     assert manifest.numerics.weights == Weights(layers, layers, layers, layers, head)
+
+
+def test_format_2_is_read() -> None:
+    numerics = {**SAMPLE["numerics"], "version": 1}
+    manifest = Manifest.parse(json.dumps({**SAMPLE, "format": 2, "numerics": numerics}).encode())
+    assert (manifest.format, manifest.numerics.version) == (2, 1)
 
 
 def test_each_format_has_its_own_numerics_alone() -> None:

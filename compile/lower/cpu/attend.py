@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import replace
 
 from tvm.tirx.script.builder import ir as T
 
@@ -52,7 +52,8 @@ def attend_one(frame: Frame, layer: Expr) -> None:
             scores.at(head * (share * frame.plan.padded_context)),
             weights,
             lambda page: frame.page(layer, head, T.int32(0), page),
-            [group],
+            group,
+            1,
             [(head * share + i) * groups for i in range(share)],
             task,
         )
@@ -106,7 +107,9 @@ def attend_together(
             p * PAGE_POSITIONS,
             [scores.at(i * context) for i in range(len(firsts))],
         )
-    weigh_and_combine(frame, positions, count, scores, scores, page, range(groups), firsts, task)
+    weigh_and_combine(
+        frame, positions, count, scores, scores, page, T.int32(0), groups, firsts, task
+    )
 
 
 def weigh_and_combine(
@@ -116,13 +119,15 @@ def weigh_and_combine(
     scores: Array,
     weights: Array,
     page: Pages,
-    groups: Iterable[Expr],
+    group: Expr,
+    group_count: int,
     firsts: list[Expr],
     task: Expr,
 ) -> None:
     """From scores, float32 [queries, context], to groups of the quantized output.
 
-    ``firsts`` are the first groups of each query's output; ``weights`` may be ``scores``.
+    ``group`` is the first of them; ``firsts`` are the first groups of each query's output;
+    ``weights`` may be ``scores``.
     """
     context = frame.plan.padded_context
     totals = [
@@ -130,9 +135,11 @@ def weigh_and_combine(
         for i, position in enumerate(positions)
     ]
     sums = frame.tile_sums(task)
-    for group in groups:
-        rows = [weights.at(i * context) for i in range(len(positions))]
-        combine(frame.isa, page, count, group, rows, sums)
+    blended = replace(frame.quantized("blended"), copies=1)
+    blended = blended.row(task * frame.plan.queries_together)
+    with T.serial(group_count) as g:
+        group = bind(group + g)
+        combine(frame.isa, page, count, group, len(positions), weights, blended, sums)
         for i, (first, total) in enumerate(zip(firsts, totals, strict=True)):
             halves = [
                 bind(sums.load(i * UNIT + half * LANES, LANES) / splat(total)) for half in range(2)

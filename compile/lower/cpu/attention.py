@@ -1,8 +1,8 @@
 """Attention over the pages of a sequence (:func:`compile.numerics.attend`).
 
 In three parts, for several queries of one KV head at a time, so that its keys and values are read
-and widened once for all of them: :func:`score` a page, :func:`weigh` a query's scores,
-:func:`combine` the values of one group of 32 dimensions.
+once for all of them: :func:`score` a page, :func:`weigh` a query's scores, :func:`combine` the
+values of one group of 32 dimensions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 from compile.lower.cpu.activations import Activations
 from compile.lower.cpu.cache import GROUP, PAGE_POSITIONS, HeadPage
 from compile.lower.cpu.memory import Array, Expr, local
-from compile.lower.cpu.tile import multiply
+from compile.lower.cpu.tile import ROWS, multiply
 from compile.lower.cpu.vector import (
     LANES,
     add_lanes,
@@ -47,28 +47,29 @@ def score(
         scores: float32, of each query, by position.
     """
     at_once, rows = isa.BLOCK
-    for start in range(0, len(queries), at_once):
+    with T.serial(PAGE_POSITIONS // ROWS) as tile:
+        for start in range(0, len(queries), at_once):
 
-        def keep(m: int, row: int, sums: Expr, start: int = start) -> None:
-            at = first + row
-            seen = T.ramp(at, 1, isa.LANES) <= splat(positions[start + m], isa.LANES)
-            shown = T.Select(seen, sums, constant(LOWEST, isa.LANES))
-            scores[start + m].store(at, shown)
+            def keep(m: int, row: int, sums: Expr, start: int = start) -> None:
+                at = first + tile * ROWS + row
+                seen = T.ramp(at, 1, isa.LANES) <= splat(positions[start + m], isa.LANES)
+                shown = T.Select(seen, sums, constant(LOWEST, isa.LANES))
+                scores[start + m].store(at, shown)
 
-        multiply(isa, page.keys, queries[start : start + at_once], rows, keep)
+            multiply(isa, page.keys.tile(tile), queries[start : start + at_once], rows, keep)
 
 
 def weigh(position: Expr, count: Expr, scores: Array, weights: Array) -> Expr:
     """``e^(score - largest)`` of every position in ``count`` pages; returns their sum."""
     largest = local("float32", LANES)
     largest.store(0, constant(LOWEST))
-    with T.serial(count) as p:
-        largest.store(0, T.max(largest.load(0, LANES), scores.load(p * PAGE_POSITIONS, LANES)))
+    with T.serial(count * (PAGE_POSITIONS // LANES)) as i:
+        largest.store(0, T.max(largest.load(0, LANES), scores.load(i * LANES, LANES)))
     most = splat(max_lanes(bind(largest.load(0, LANES))))
     partial = local("float32", LANES)
     partial.store(0, constant(0.0))
-    with T.serial(count) as p:
-        at = p * PAGE_POSITIONS
+    with T.serial(count * (PAGE_POSITIONS // LANES)) as i:
+        at = i * LANES
         seen = T.ramp(at, 1, LANES) <= splat(position)
         e = bind(T.Select(seen, exp(scores.load(at, LANES) - most), constant(0.0)))
         weights.store(at, e)
@@ -81,51 +82,71 @@ def combine(
     pages: Pages,
     count: Expr,
     group: Expr,
-    weights: Sequence[Array],
+    queries: int,
+    weights: Array,
+    blended: Activations,
     sums: Array,
 ) -> None:
     """The weighted sum of the values of ``count`` pages, one group of 32 dimensions.
 
     Args:
-        weights: float32, of each query, by position; 0 where it may not see.
+        weights: float32 [queries, columns of ``blended``], by position; 0 where one may not see.
+        blended: a row a query, for the weights times the values' scales.
         sums: float32 [queries, 32], what is written.
     """
-    # Half of a group at a time where one would take eight registers of every query.
-    passes = ((0, 1),) if isa.LANES > 4 else ((0,), (1,))
-    at_once = max(1, isa.REGISTERS * 3 // 4 * isa.LANES // (len(passes[0]) * LANES))
-    for start in range(0, len(weights), at_once):
-        some = weights[start : start + at_once]
-        for halves in passes:
-            totals = [[local("float32", LANES) for _ in halves] for _ in some]
-            for total in (total for each in totals for total in each):
-                total.store(0, constant(0.0))
-            with T.serial(count) as p:
-                page = pages(p)
-                if isa.PREFETCH:
-                    page.prefetch_values(group, isa.PREFETCH)
-                add_page(page, group, halves, [w.at(p * PAGE_POSITIONS) for w in some], totals)
-            for i, each in enumerate(totals):
-                for half, total in zip(halves, each, strict=True):
-                    sums.store((start + i) * GROUP + half * LANES, total.load(0, LANES))
+    with T.serial(count) as p:
+        scales = [bind(pages(p).value_scales(group, half)) for half in range(2)]
+        # Some at a time, because the sums over lanes of one wait for no other's.
+        together = next(n for n in (3, 2, 1) if queries % n == 0)
+        with T.serial(queries // together) as turn:
+            for i in range(together):
+                query = bind(turn * together + i)
+                at = query * blended.columns + p * PAGE_POSITIONS
+                halves = [bind(weights.load(at + half * LANES, LANES)) for half in range(2)]
+                # Where a query sees nothing, neither does it see what another sequence left behind.
+                products = [
+                    bind(T.Select(w > constant(0.0), w * scale, constant(0.0)))
+                    for w, scale in zip(halves, scales, strict=True)
+                ]
+                blended.row(query).group(p).write(*products)
+    at_once, rows = isa.BLOCK
+    for start in range(0, queries, at_once):
+        some = range(start, min(start + at_once, queries))
+        for first in range(0, GROUP, rows):
+            add_values(isa, pages, count, group, first, rows, [(i, blended) for i in some], sums)
 
 
-def add_page(
-    page: HeadPage,
+def add_values(
+    isa: ModuleType,
+    pages: Pages,
+    count: Expr,
     group: Expr,
-    halves: Sequence[int],
-    weights: Sequence[Array],
-    totals: Sequence[Sequence[Array]],
+    first: int,
+    rows: int,
+    queries: Sequence[tuple[int, Activations]],
+    sums: Array,
 ) -> None:
-    """Add ``halves`` of a group of a page's 16 positions, one after the other."""
-    scales = bind(page.value_scales(group))
-    scaled = [local("float32", PAGE_POSITIONS) for _ in weights]
-    for weight, product in zip(weights, scaled, strict=True):
-        w = bind(weight.load(0, PAGE_POSITIONS))
-        # Where a query sees nothing, neither does it see what another sequence left behind.
-        product.store(0, T.Select(w > constant(0.0), w * scales, constant(0.0)))
-    with T.serial(T.int32(PAGE_POSITIONS)) as slot:
-        values = page.value(slot, group)
-        for product, each in zip(scaled, totals, strict=True):
-            w = splat(bind(product.load(slot)))
-            for half, total in zip(halves, each, strict=True):
-                total.store(0, fma(w, values[half], total.load(0, LANES)))
+    """``rows`` of a group's dimensions, from ``first`` on, for queries that registers hold at once.
+
+    ``queries`` are a row of ``sums`` and of the quantized weights each.
+    """
+    lanes = isa.LANES
+    parts = range(first % ROWS // lanes, (first % ROWS + rows) // lanes)
+    totals = [local("float32", rows) for _ in queries]
+    for total in totals:
+        for i in range(len(parts)):
+            total.store(i * lanes, constant(0.0, lanes))
+    with T.serial(count) as p:
+        page = pages(p)
+        if isa.PREFETCH and first == 0:
+            page.prefetch_values(group, isa.PREFETCH)
+        tokens = [blended.row(T.int32(i)).group(p) for i, blended in queries]
+        dots = isa.dot(8, 0, page.values(group, first // ROWS), parts, tokens)
+        for token, each, total in zip(tokens, dots, totals, strict=True):
+            scale = splat(bind(token.scales.load()), lanes)
+            for i, dot in enumerate(each):
+                y = fma(T.cast(dot, f"float32x{lanes}"), scale, total.load(i * lanes, lanes))
+                total.store(i * lanes, y)
+    for (i, _), total in zip(queries, totals, strict=True):
+        for part in range(len(parts)):
+            sums.store(i * GROUP + first + part * lanes, total.load(part * lanes, lanes))

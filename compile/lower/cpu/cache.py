@@ -1,9 +1,11 @@
 """The paged KV cache: int8 keys and values with a float32 scale a group of 32.
 
-A page holds 16 positions of one KV head of one layer. Its keys are packed as a tile of weights,
-positions for rows, so that scores are the same product as every other. What is read together
-stands together: a head's keys page by page, then each group of its values page by page. So a
-sequence whose pages follow one another is read in order, and a CPU fetches ahead what it needs.
+A page holds 32 positions of one KV head of one layer. Its keys are packed as two tiles of weights,
+positions for rows; each group of 32 dimensions of its values as two tiles more, dimensions for rows
+and positions for columns. So scores, and what is made of the values, are the same product as every
+other. What is read together stands together: a head's keys page by page, then each group of its
+values page by page. So a sequence whose pages follow one another is read in order, and a CPU
+fetches ahead what it needs.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from tvm.tirx.script.builder import ir as T
 
 from compile.lower.cpu.activations import quantize
 from compile.lower.cpu.memory import Array, Expr, Pointer, local
-from compile.lower.cpu.tile import CACHE_LINE, Tiles
+from compile.lower.cpu.tile import CACHE_LINE, ROWS, Tiles
 from compile.lower.cpu.vector import LANES, bind
 
-PAGE_POSITIONS = 16
 GROUP = 32  # dimensions that share a scale
+TILE_BYTES = ROWS * GROUP  # of a group of columns of a tile of bytes
+PAGE_POSITIONS = 32  # one group of what values are multiplied with
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,12 @@ class PageLayout:
 
     @property
     def keys(self) -> int:
-        """Keys of 16 positions and their scales."""
+        """Keys of all positions and their scales."""
         return self.groups * self.group
 
     @property
     def group(self) -> int:
-        """A group of 32 dimensions in 16 positions, and its scales."""
+        """A group of 32 dimensions in all positions, and its scales."""
         return PAGE_POSITIONS * (GROUP + 4)
 
     @property
@@ -63,7 +66,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class HeadPage:
-    """One head's keys and values of 16 positions."""
+    """One head's keys and values of 32 positions."""
 
     isa: ModuleType
     layout: PageLayout
@@ -73,7 +76,7 @@ class HeadPage:
 
     @property
     def keys(self) -> Tiles:
-        """The keys as a matrix [16 positions, head_dim] in rotary order."""
+        """The keys as a matrix [32 positions, head_dim] in rotary order."""
         return Tiles(
             bits=8,
             data=self.key_memory.bytes,
@@ -85,36 +88,29 @@ class HeadPage:
 
     def write_key(self, group: Expr, slot: Expr, first: Expr, second: Expr) -> None:
         """Quantize 2 × 16 rotated lanes as a group of the key in ``slot``."""
-        values, scale = quantize(first, second)
-        row = local("int32", 2 * LANES)
-        for half, q in enumerate(values):
-            row.store(half * LANES, q)
-        data = self.key_memory.bytes.at(group * (PAGE_POSITIONS * GROUP))
-        for column in range(2 * LANES):
-            stored = row.load(column) + T.int32(self.isa.BYTE_BIAS)
-            data.store(self.isa.layout.offset8(slot, column), T.cast(stored, "uint8"))
-        self.key_memory.floats.store(self._key_scales + group * PAGE_POSITIONS + slot, scale)
+        tile = self.keys.tile(slot // ROWS)
+        row, scale = self._quantized(first, second)
+        data = tile.data.at(group * TILE_BYTES)
+        for column in range(GROUP):
+            data.store(self.isa.layout.offset8(slot % ROWS, column), self._byte(row, column))
+        tile.scales.store(group * ROWS + slot % ROWS, scale)
 
     def write_value(self, group: Expr, slot: Expr, first: Expr, second: Expr) -> None:
         """Quantize 2 × 16 lanes as a group of the value in ``slot``."""
-        values, scale = quantize(first, second)
         memory = self._values(group)
-        for half, q in enumerate(values):
-            memory.bytes.store(slot * GROUP + half * LANES, T.cast(q, "uint8x16"))
-        memory.floats.store(PAGE_POSITIONS * GROUP // 4 + slot, scale)
+        column, scale = self._quantized(first, second)
+        for row in range(GROUP):
+            data = memory.bytes.at(row // ROWS * TILE_BYTES)
+            data.store(self.isa.layout.offset8(row % ROWS, slot), self._byte(column, row))
+        memory.floats.store(self._value_scales + slot, scale)
 
-    def value(self, slot: Expr, group: Expr) -> tuple[Expr, Expr]:
-        """2 × float32x16 unscaled lanes of a group of the value in ``slot``."""
-        stored = self._values(group).bytes
-        first, second = (
-            bind(T.cast(T.cast(T.reinterpret(q, dtype="int8x16"), "int32x16"), "float32x16"))
-            for q in [stored.load(slot * GROUP + half * LANES, LANES) for half in range(2)]
-        )
-        return first, second
+    def values(self, group: Expr, half: int) -> Array:
+        """A tile of values: 16 of a group's dimensions in all positions, its columns."""
+        return self._values(group).bytes.at(half * TILE_BYTES)
 
-    def value_scales(self, group: Expr) -> Expr:
-        """float32x16, a group's scale in each slot."""
-        return self._values(group).floats.load(PAGE_POSITIONS * GROUP // 4, PAGE_POSITIONS)
+    def value_scales(self, group: Expr, half: int) -> Expr:
+        """float32x16, a group's scale in each slot of half a page."""
+        return self._values(group).floats.load(self._value_scales + half * LANES, LANES)
 
     def prefetch_values(self, group: Expr, ahead: int) -> None:
         """Ask for what stands ``ahead`` bytes behind a group's values: mostly a later page."""
@@ -125,6 +121,22 @@ class HeadPage:
     @property
     def _key_scales(self) -> int:
         return PAGE_POSITIONS * self.layout.head_dim // 4
+
+    @property
+    def _value_scales(self) -> int:
+        return PAGE_POSITIONS * GROUP // 4
+
+    def _quantized(self, first: Expr, second: Expr) -> tuple[Array, Expr]:
+        """2 × 16 lanes as int32 [32], and their scale."""
+        values, scale = quantize(first, second)
+        row = local("int32", 2 * LANES)
+        for half, q in enumerate(values):
+            row.store(half * LANES, q)
+        return row, scale
+
+    def _byte(self, row: Array, index: int) -> Expr:
+        """As a tile holds it."""
+        return T.cast(row.load(index) + T.int32(self.isa.BYTE_BIAS), "uint8")
 
     def _values(self, group: Expr) -> Memory:
         return self.value_memory.at(T.cast(group, "int64") * self.value_stride)

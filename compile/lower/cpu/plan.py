@@ -13,7 +13,7 @@ from functools import cached_property
 from compile.checkpoint import ModelConfig
 from compile.errors import UnsupportedError
 from compile.graph import KINDS, Graph, Kind, Linear, Norm
-from compile.lower.cpu.cache import PageLayout
+from compile.lower.cpu.cache import PAGE_POSITIONS, PageLayout
 from compile.lower.cpu.stages import (
     GateAndUp,
     ProjectAndAdd,
@@ -111,6 +111,7 @@ class WorkspacePlan:
     q: QuantizedRegions
     attended: QuantizedRegions
     gated: QuantizedRegions
+    blended: QuantizedRegions  # of each thread: what values are multiplied with
     scores: Region  # float32 [heads, or threads · queries together; context]
     weights: Region  # float32 [threads · query heads of a KV head, context]
     tile_sums: Region  # float32 [threads, sums that a unit of any stage keeps aside]
@@ -148,7 +149,7 @@ class Plan:
     @property
     def padded_context(self) -> int:
         """Positions rounded up to whole pages."""
-        return -(-self.context // ROWS) * ROWS
+        return -(-self.context // PAGE_POSITIONS) * PAGE_POSITIONS
 
     @property
     def query_share(self) -> int:
@@ -233,6 +234,7 @@ class Plan:
             q=quantized("q", MAX_ROWS, heads),
             attended=quantized("attended", MAX_ROWS, heads),
             gated=quantized("gated", MAX_ROWS, config.ffn),
+            blended=quantized("blended", MAX_THREADS * self.queries_together, self.padded_context),
             scores=layout.add(
                 "scores",
                 "float32",

@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 PROJECT = Path(__file__).resolve().parent.parent
 BOARDS = PROJECT / ".cache" / "boards"
 LOCK = PROJECT / "requirements-device.lock"
-PACKAGES = ("python3", "libgcc-s1")  # for the library of tokenizers
+PACKAGES = ("python3", "libstdc++6")  # the library of tokenizers is C++ in part
 # Raspberry Pi OS 12 and Ubuntu 22.04 have newer ones: wheels for an older C library run there too.
 NEWEST_GLIBC = 28
 OLDEST_GLIBC = 17  # manylinux2014, where aarch64 wheels begin

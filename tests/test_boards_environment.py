@@ -12,7 +12,7 @@ from tests.board_root import SetupError, arm64_sources, device_pins
 from tests.boards import CPUS, board_files, installed_project, run_on
 
 MEGABYTE = 1_000_000
-DEVICE_LIMIT = 150 * MEGABYTE  # what a device installs besides Python
+DEVICE_LIMIT = 60 * MEGABYTE  # what a device installs besides Python
 
 IMPORTS = """
 import json, platform, sys

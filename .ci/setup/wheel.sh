@@ -29,7 +29,7 @@ import sys
 import edge_llm
 import firmware_tools
 
-for name in ("compile", "targets", "tvm", "torch", "gguf"):
+for name in ("compile", "targets", "tvm", "torch", "gguf", "numpy"):
     if importlib.util.find_spec(name) is not None:
         sys.exit(f"wheel: a device would find {name}, which is the workstation's")
 PYTHON

@@ -49,7 +49,7 @@ def load(
     collects = gc.isenabled()
     gc.disable()  # next to nothing of what a start makes is garbage
     try:
-        artifact.hash_beside()  # while numpy and the tokenizer take as long
+        artifact.hash_beside()  # while modules and the tokenizer take as long
         from edge_llm.model import start
 
         return start(artifact, threads, context, sequences, decode_threads)

@@ -53,7 +53,7 @@ def cli() -> None:
 
 def main() -> None:
     """Runs a command; whatever goes wrong is one line on stderr and an exit status."""
-    # numpy's BLAS, of which nothing is used, has threads that spin for a while after its import.
+    # numpy's BLAS, of which eval uses nothing, has threads that spin for a while after its import.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         arguments = sys.argv[1:] or ["--help"]

@@ -8,6 +8,7 @@ with edge_llm.load("smollm2-rpi5.edge", threads=4) as model:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -112,10 +113,11 @@ class Model:
             RequestError: no tokens, unknown ones, or more than the context holds.
             ModuleNotFoundError: numpy is not installed, which is in the extra ``eval``.
         """
-        ids = token_ids if isinstance(token_ids, Sequence) else token_ids.tolist()
-        if not isinstance(ids, Sequence) or not all(type(token) is int for token in ids):
-            message = f"token_ids must be a list of integers, not {str(token_ids)[:100]!r}"
-            raise RequestError(400, "invalid_request", message, "token_ids")
+        try:
+            ids = [index(token) for token in token_ids]
+        except TypeError:
+            message = f"token_ids must be a list of integers, not {str(token_ids)[:100]}"
+            raise RequestError(400, "invalid_request", message, "token_ids") from None
         return self.engine.logits(ids)
 
     def close(self) -> None:

@@ -245,6 +245,20 @@ def test_eval_compares_vocabularies_of_one_size(run: RunCli, tmp_path: Path) -> 
     assert err == "error: m.edge and wider.edge have vocabularies of different sizes\n"
 
 
+def test_eval_says_that_it_takes_numpy(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules["numpy"] = None  # as if it were not installed
+sys.argv = ["edge-llm", "eval", "model.edge", {str(tmp_path / "text.txt")!r}]
+from edge_llm.cli import main
+main()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: this takes numpy: pip install numpy\n"
+
+
 def test_eval_prints_the_perplexity_of_a_text(run: RunCli, tmp_path: Path) -> None:
     text = "The capital of France is Paris. " * 9
     (tmp_path / "text.txt").write_text(text)

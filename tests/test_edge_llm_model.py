@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,8 +115,10 @@ def test_logits_take_any_list_of_integers(model: Model) -> None:
     ids = model.tokenizer.encode("Hello there").ids
     logits = model.logits(ids)
     assert logits.shape == (len(ids), 320)
-    np.testing.assert_array_equal(model.logits(np.array(ids, np.uint16)), logits)
-    for wrong in ([[1, 2]], [1.5], ["a"]):
+    sames: list[Any] = [np.array(ids, np.uint16), [np.int64(token) for token in ids], tuple(ids)]
+    for same in sames:
+        np.testing.assert_array_equal(model.logits(same), logits)
+    for wrong in ([[1, 2]], np.array([[1, 2]]), [1.5], ["a"], "ab", None, 7):
         with pytest.raises(RequestError, match="token_ids must be a list of integers"):
             model.logits(wrong)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="no tokens"):

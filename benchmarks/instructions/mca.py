@@ -47,7 +47,7 @@ class Loop:
         if sum(name.startswith("ld") for name in names) * 64 < self.products:
             return "weights in registers"
         if "fcvtl" not in names:
-            return "keys"
+            return "keys or values"
         return "4 bit" if "and" in names else "8 bit"
 
 

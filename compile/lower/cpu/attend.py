@@ -10,6 +10,7 @@ from compile.lower.cpu.attention import Pages, combine, score, weigh
 from compile.lower.cpu.cache import PAGE_POSITIONS, HeadPage
 from compile.lower.cpu.frame import UNIT, Frame
 from compile.lower.cpu.memory import Array, Expr
+from compile.lower.cpu.tile import ROWS
 from compile.lower.cpu.vector import LANES, bind, splat
 
 
@@ -28,7 +29,8 @@ def attend_one(frame: Frame, layer: Expr) -> None:
     position = bind(frame.positions.load())
     count = bind(position // PAGE_POSITIONS + 1)
     scores = frame.region(frame.workspace, frame.plan.workspace.scores)
-    pages, columns = config.kv_heads * count, config.head_dim * share
+    pages = config.kv_heads * count
+    columns = config.head_dim * share * (PAGE_POSITIONS // ROWS)
     with frame.stage("scores") as task, frame.share(pages, task, columns) as unit:
         head, p = bind(unit // count), bind(unit % count)
         first = head * share

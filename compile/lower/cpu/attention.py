@@ -8,6 +8,7 @@ values of one group of 32 dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 
 from tvm.tirx.script.builder import ir as T
@@ -95,7 +96,10 @@ def combine(
         sums: float32 [queries, 32], what is written.
     """
     with T.serial(count) as p:
-        scales = [bind(pages(p).value_scales(group, half)) for half in range(2)]
+        page = pages(p)
+        if isa.PREFETCH:  # memory has time meanwhile
+            page.prefetch_values(group)
+        scales = [bind(page.value_scales(group, half)) for half in range(2)]
         # Some at a time, because the sums over lanes of one wait for no other's.
         together = next(n for n in (3, 2, 1) if queries % n == 0)
         with T.serial(queries // together) as turn:
@@ -110,10 +114,16 @@ def combine(
                 ]
                 blended.row(query).group(p).write(*products)
     at_once, rows = isa.BLOCK
-    for start in range(0, queries, at_once):
-        some = range(start, min(start + at_once, queries))
-        for first in range(0, GROUP, rows):
-            add_values(isa, pages, count, group, first, rows, [(i, blended) for i in some], sums)
+    whole, rest = divmod(queries, at_once)
+    with T.serial(GROUP // ROWS) as half:
+        for part in range(0, ROWS // isa.LANES, rows // isa.LANES):
+            parts = range(part, part + rows // isa.LANES)
+            add = partial(add_values, isa, pages, count, group, half, parts, blended, sums)
+            if whole:
+                with T.serial(whole) as turn:
+                    add(turn * at_once, at_once)
+            if rest:
+                add(T.int32(whole * at_once), rest)
 
 
 def add_values(
@@ -121,32 +131,28 @@ def add_values(
     pages: Pages,
     count: Expr,
     group: Expr,
-    first: int,
-    rows: int,
-    queries: Sequence[tuple[int, Activations]],
+    half: Expr,
+    parts: range,
+    blended: Activations,
     sums: Array,
+    first: Expr,
+    queries: int,
 ) -> None:
-    """``rows`` of a group's dimensions, from ``first`` on, for queries that registers hold at once.
-
-    ``queries`` are a row of ``sums`` and of the quantized weights each.
-    """
+    """``parts`` of half a group's dimensions, of as many queries as registers hold at once."""
     lanes = isa.LANES
-    parts = range(first % ROWS // lanes, (first % ROWS + rows) // lanes)
-    totals = [local("float32", rows) for _ in queries]
+    totals = [local("float32", len(parts) * lanes) for _ in range(queries)]
     for total in totals:
         for i in range(len(parts)):
             total.store(i * lanes, constant(0.0, lanes))
     with T.serial(count) as p:
-        page = pages(p)
-        if isa.PREFETCH and first == 0:
-            page.prefetch_values(group, isa.PREFETCH)
-        tokens = [blended.row(T.int32(i)).group(p) for i, blended in queries]
-        dots = isa.dot(8, 0, page.values(group, first // ROWS), parts, tokens)
+        tokens = [blended.row(first + i).group(p) for i in range(queries)]
+        dots = isa.dot(8, 0, pages(p).values(group, half), parts, tokens)
         for token, each, total in zip(tokens, dots, totals, strict=True):
             scale = splat(bind(token.scales.load()), lanes)
             for i, dot in enumerate(each):
                 y = fma(T.cast(dot, f"float32x{lanes}"), scale, total.load(i * lanes, lanes))
                 total.store(i * lanes, y)
-    for (i, _), total in zip(queries, totals, strict=True):
-        for part in range(len(parts)):
-            sums.store(i * GROUP + first + part * lanes, total.load(part * lanes, lanes))
+    for query, total in enumerate(totals):
+        for i, part in enumerate(parts):
+            at = (first + query) * GROUP + half * ROWS + part * lanes
+            sums.store(at, total.load(i * lanes, lanes))

@@ -104,7 +104,7 @@ class HeadPage:
             data.store(self.isa.layout.offset8(row % ROWS, slot), self._byte(column, row))
         memory.floats.store(self._value_scales + slot, scale)
 
-    def values(self, group: Expr, half: int) -> Array:
+    def values(self, group: Expr, half: Expr) -> Array:
         """A tile of values: 16 of a group's dimensions in all positions, its columns."""
         return self._values(group).bytes.at(half * TILE_BYTES)
 
@@ -112,11 +112,11 @@ class HeadPage:
         """float32x16, a group's scale in each slot of half a page."""
         return self._values(group).floats.load(self._value_scales + half * LANES, LANES)
 
-    def prefetch_values(self, group: Expr, ahead: int) -> None:
-        """Ask for what stands ``ahead`` bytes behind a group's values: mostly a later page."""
+    def prefetch_values(self, group: Expr) -> None:
+        """Ask for a group's values, which will be read soon."""
         memory = self._values(group).bytes
-        for line in range(0, self.layout.group, CACHE_LINE):
-            memory.prefetch(ahead + line)
+        for line in range(0, PAGE_POSITIONS * GROUP, CACHE_LINE):
+            memory.prefetch(line)
 
     @property
     def _key_scales(self) -> int:

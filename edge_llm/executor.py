@@ -182,7 +182,7 @@ def _setting(name: str, value: int | None, most: int, default: int) -> int:
 
 
 def _load(artifact: Artifact) -> ctypes.CDLL:
-    """The artifact's shared object (its functions: entry.c, threads.c, draw.c in compile/lower/cpu).
+    """The artifact's shared object (its functions: compile/lower/cpu, entry.c, threads.c, draw.c).
 
     The loader wants a file by name: it is written into a private directory that is gone before
     this returns, while the mapping stays.

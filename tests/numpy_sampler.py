@@ -18,7 +18,6 @@ from edge_llm.request import Sampling
 Row: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = NDArray[np.intp]
 
-FIRST_NUCLEUS = 64  # tokens that top-p looks at first; it looks at more until they suffice
 LEAST_EXPONENT = -37.0  # exp of it is under 2^-53, the finest that a draw resolves
 
 
@@ -76,13 +75,7 @@ def candidates(scaled: Row, top_k: int, top_p: float, min_p: float) -> tuple[Ids
 
 def likeliest(values: Row, count: int) -> Ids:
     """Ids of the ``count`` largest values, largest first, lowest id first among equals."""
-    if count >= len(values):
-        found = np.arange(len(values))
-    else:
-        least = np.partition(values, len(values) - count)[len(values) - count]
-        found = np.flatnonzero(values >= least)
-    # Only what can be among them is sorted: `count` values and those equal to the least.
-    return found[np.argsort(-values[found], kind="stable")][:count]
+    return np.argsort(-values, kind="stable")[:count]
 
 
 def nucleus(weights: Row, top_p: float) -> Ids:
@@ -91,13 +84,9 @@ def nucleus(weights: Row, top_p: float) -> Ids:
     Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
     """
     enough = top_p * float(np.cumsum(weights, dtype=np.float64)[-1])
-    count = FIRST_NUCLEUS
-    while True:
-        order = likeliest(weights, count)
-        sums = np.cumsum(weights[order], dtype=np.float64)
-        if sums[-1] >= enough or count >= len(weights):
-            return order[: int(np.searchsorted(sums, enough)) + 1]
-        count *= 8
+    order = likeliest(weights, len(weights))
+    sums = np.cumsum(weights[order], dtype=np.float64)
+    return order[: int(np.searchsorted(sums, enough)) + 1]
 
 
 def exp(x: Row) -> Row:

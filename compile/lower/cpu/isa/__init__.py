@@ -2,7 +2,6 @@
 
 Each module has
     LANES               int32 lanes of its accumulators
-    REGISTERS           vector registers there are
     PREFETCH            bytes ahead that the weights of a single token are asked for; 0 for not
     BLOCK               (tokens, rows) that its registers hold at once in a prefill
     PASS                (tokens in a turn, rows whose weights are loaded) where all tokens of a

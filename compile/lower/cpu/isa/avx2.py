@@ -13,7 +13,6 @@ from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.vector import bind, intrinsic, splat
 
 LANES = 8
-REGISTERS = 16
 PREFETCH = records()["avx2"].prefetch
 BLOCK = records()["avx2"].block
 PASS = None

@@ -8,7 +8,6 @@ from compile.lower.cpu.isa import quads, vnni
 from compile.lower.cpu.isa.tuned import records
 
 LANES = 16
-REGISTERS = 32
 PREFETCH = records()["avx512_vnni"].prefetch
 BLOCK = records()["avx512_vnni"].block
 PASS = None

@@ -7,7 +7,6 @@ from functools import partial
 from compile.lower.cpu.isa import quads, vnni
 
 LANES = 8
-REGISTERS = 16
 PREFETCH = 8192
 BLOCK = (4, 8)
 PASS = None

@@ -12,7 +12,6 @@ from compile.lower.cpu.memory import Array, Expr
 from compile.lower.cpu.vector import bind, intrinsic, splat
 
 LANES = 4
-REGISTERS = 32
 PREFETCH = 0
 BLOCK = (4, 8)
 PASS = (2, 8)

@@ -57,6 +57,7 @@ def matrices() -> dict[str, Matrix]:
     )
     return {
         "symmetric-32": quantize4(values, 32, symmetric=True),
+        "symmetric-64": quantize4(values, 64, symmetric=True),
         "symmetric-128": quantize4(values, 128, symmetric=True),
         "asymmetric-32": quantize4(values, 32, symmetric=False),
         "asymmetric-64": quantize4(values, 64, symmetric=False),
@@ -89,7 +90,7 @@ def test_tile_is_the_numerics(target: str, name: str) -> None:
         source, out = activations(a[3], a[4], a[5], a[6]), a[7].array("float32")
         block = [source.row(T.int32(m)) for m in range(tokens)]
         if hasattr(isa, "load"):
-            multiply_many(isa, tiles, source, T.int32(tokens), out)
+            multiply_many(isa, tiles, source, T.int32(tokens), out, a[9].array("float32"))
         else:
             multiply(isa, tiles, block, rows, lambda m, row, v: out.store(m * 16 + row, v))
         alone, one = activations(a[3], a[4], a[8], a[6], isa.COPIES), out.at(tokens * 16)
@@ -106,7 +107,7 @@ def test_tile_is_the_numerics(target: str, name: str) -> None:
         packed = isa.layout.pack8((weight.q.astype(np.int16) + isa.BYTE_BIAS).astype(np.uint8))
     totals = q.sum(-1, dtype=np.int32)
     out = zeros((2 * tokens, 16), np.float32)
-    kernel(target, 9, emit)(
+    kernel(target, 10, emit)(
         aligned(packed),
         aligned(side_by_side(weight.scale, 0)),
         aligned(side_by_side(weight.scale if minimum is None else minimum, 0)),
@@ -116,6 +117,7 @@ def test_tile_is_the_numerics(target: str, name: str) -> None:
         aligned(totals.astype(np.float32) * scale),
         out,
         aligned(np.repeat(totals * np.int32(-8), isa.COPIES)),
+        zeros((tokens, 16), np.float32),
     )
     expected = numerics.linear(q, scale, weight)
     assert same_bits(out[:tokens], expected)

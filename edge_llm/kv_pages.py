@@ -6,6 +6,7 @@ its pages from admission to its end; no page has two owners.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 
 
@@ -18,8 +19,9 @@ class PagePool:
 
     def __init__(self, pages: int) -> None:
         self.total = pages
-        # Taken from the end: the page given back last is the one whose memory is still in cache.
-        self._free = list(range(pages - 1, -1, -1))
+        # Lowest first: a sequence's pages then follow one another upwards, as memory is fetched
+        # ahead, and the memory of high ones is never touched as long as they are not needed.
+        self._free = list(range(pages))  # a heap
         self._taken: set[int] = set()
 
     @property
@@ -31,7 +33,7 @@ class PagePool:
         """``count`` pages for a new owner; ValueError where there are fewer."""
         if not 0 <= count <= len(self._free):
             raise ValueError(f"{count} pages asked for, {len(self._free)} are free")
-        pages = tuple(self._free.pop() for _ in range(count))
+        pages = tuple(heapq.heappop(self._free) for _ in range(count))
         self._taken.update(pages)
         return pages
 
@@ -41,7 +43,7 @@ class PagePool:
             if page not in self._taken:
                 raise ValueError(f"page {page} is given back and was not taken")
             self._taken.remove(page)
-            self._free.append(page)
+            heapq.heappush(self._free, page)
 
 
 def pages_for(positions: int, page_positions: int) -> int:

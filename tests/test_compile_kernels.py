@@ -190,9 +190,8 @@ def test_cache_gives_back_what_it_was_given(target: str) -> None:
                 scale = key.scales.load(group * 16 + slot % 16)
                 data = key.data.at(group * 512)
                 keys.array("float32").store(at, signed(data, slot % 16, i) * scale)
-                value = page.value_memory.at(group * layout.group)
-                scale = value.floats.load(slots * 32 // 4 + slot)
-                data = value.bytes.at(i // 16 * 512)
+                scale = page.scales(group).load(slot)
+                data = page.values(group, i // 16)
                 values.array("float32").store(at, signed(data, i % 16, slot) * scale)
 
     random = np.random.default_rng(7)

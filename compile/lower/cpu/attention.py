@@ -99,7 +99,7 @@ def combine(
         page = pages(p)
         if isa.PREFETCH:  # memory has time meanwhile
             page.prefetch_values(group)
-        scales = [bind(page.value_scales(group, half)) for half in range(2)]
+        scales = [bind(page.scales(group).load(half * LANES, LANES)) for half in range(2)]
         # Some at a time, because the sums over lanes of one wait for no other's.
         together = next(n for n in (3, 2, 1) if queries % n == 0)
         with T.serial(queries // together) as turn:

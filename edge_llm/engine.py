@@ -27,7 +27,7 @@ from collections.abc import Sequence as Tokens
 from typing import TYPE_CHECKING
 
 from edge_llm.admission import check_bytes, check_tokens
-from edge_llm.batch import StepExecutor
+from edge_llm.batch import Batch, StepExecutor
 from edge_llm.buffers import Floats
 from edge_llm.errors import RequestError
 from edge_llm.events import Reason
@@ -35,7 +35,7 @@ from edge_llm.generation import Generation, Listener
 from edge_llm.kv_pages import PagePool, pages_for
 from edge_llm.metrics import Counters, Metrics
 from edge_llm.request import Request
-from edge_llm.scheduler import Chunk, Limits, expired, make_batch, make_plan, order
+from edge_llm.scheduler import Chunk, Limits, advance, expired, make_batch, make_plan, order
 from edge_llm.sequence import Consumer, Sequence
 from edge_llm.tokenizer import Tokenizer
 
@@ -83,6 +83,8 @@ class Engine:
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []  # in the order they were started
         self._dropped: set[int] = set()  # tickets cancelled before this step
+        # The last step's, where the next is as it was but for its tokens.
+        self._steady: tuple[tuple[Chunk, ...], Batch] | None = None
         self._thread = threading.Thread(target=self._run, name="edge-llm-engine", daemon=True)
         self._thread.start()
         # A process must not end while its threads are within the compiled code.
@@ -213,10 +215,9 @@ class Engine:
         try:
             while self._receive():
                 self._drop()
-                plan = make_plan(self._waiting, self._running, self._pool.free, self._limits)
-                self._admit(plan.admitted)
-                if plan.chunks:
-                    self._compute_and_emit(plan.chunks)
+                chunks, batch = self._next_step()
+                if chunks:
+                    self._compute_and_emit(chunks, batch)
         except Exception:
             log.exception("the engine failed")
         finally:
@@ -234,6 +235,7 @@ class Engine:
             self._waiting += arrived
             closed = self._closed
         if arrived:
+            self._steady = None
             queue = order(self._waiting)
             for sequence in arrived:
                 sequence.consumer.accepted(queue.index(sequence))
@@ -248,6 +250,17 @@ class Engine:
         for sequence in expired([*self._waiting, *self._running], time.monotonic()):
             self._end(sequence, "expired")
 
+    def _next_step(self) -> tuple[tuple[Chunk, ...], Batch]:
+        """What is computed now; it differs from what was in tokens alone while all just decode."""
+        if self._steady is not None:
+            advance(self._steady[1], self._steady[0])
+            return self._steady
+        plan = make_plan(self._waiting, self._running, self._pool.free, self._limits)
+        self._admit(plan.admitted)
+        step = plan.chunks, make_batch(plan.chunks)
+        self._steady = step if plan.steady else None
+        return step
+
     def _admit(self, admitted: tuple[Sequence, ...]) -> None:
         for sequence in admitted:
             pages = self._pool.take(pages_for(sequence.limit, self._limits.page_positions))
@@ -256,9 +269,9 @@ class Engine:
             self._running.append(sequence)
             sequence.consumer.started()
 
-    def _compute_and_emit(self, chunks: tuple[Chunk, ...]) -> None:
+    def _compute_and_emit(self, chunks: tuple[Chunk, ...], batch: Batch) -> None:
         try:
-            logits = self._executor.step(make_batch(chunks))
+            logits = self._executor.step(batch)
         except Exception as error:  # whatever it was, the next request may fare better
             log.error("a step failed: %r", error)
             for sequence in [*self._running]:
@@ -298,6 +311,7 @@ class Engine:
 
     def _forget(self, sequence: Sequence) -> None:
         """Takes a sequence out of its list and its pages back."""
+        self._steady = None
         (self._running if sequence.pages else self._waiting).remove(sequence)
         self._pool.give(sequence.pages)
         sequence.pages = ()

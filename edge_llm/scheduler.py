@@ -61,6 +61,11 @@ class Plan:
     admitted: tuple[Sequence, ...]
     chunks: tuple[Chunk, ...]
 
+    @property
+    def steady(self) -> bool:
+        """All decode: as long as nobody comes or goes, the next step has the same chunks."""
+        return all(chunk.rows == chunk.wanted == 1 for chunk in self.chunks)
+
 
 def order(waiting: Iterable[Sequence]) -> list[Sequence]:
     """The order in which sequences are started: by priority, then as they came."""
@@ -127,3 +132,11 @@ def make_batch(chunks: tuple[Chunk, ...]) -> Batch:
         tables.extend(chunk.sequence.table)
         wanted.extend(range(len(tokens) - chunk.wanted, len(tokens)))
     return Batch(tokens, positions, sequences, tables, wanted)
+
+
+def advance(batch: Batch, chunks: tuple[Chunk, ...]) -> None:
+    """Makes the batch of a steady plan that of the next step, in place: it is quicker so."""
+    for index, chunk in enumerate(chunks):
+        at = chunk.sequence.computed
+        batch.tokens[index] = chunk.sequence.tokens[at]
+        batch.positions[index] = at

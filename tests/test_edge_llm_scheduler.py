@@ -11,7 +11,7 @@ from edge_llm import buffers
 from edge_llm.errors import RequestError
 from edge_llm.events import Finished, Reason
 from edge_llm.kv_pages import PagePool, pages_for
-from edge_llm.scheduler import Limits, Plan, expired, make_batch, make_plan, order
+from edge_llm.scheduler import Limits, Plan, advance, expired, make_batch, make_plan, order
 from edge_llm.sequence import Sequence
 
 LIMITS = Limits(max_rows=8, page_positions=4, table_pages=10)
@@ -146,7 +146,10 @@ def test_the_batch_lists_tokens_positions_tables_and_wanted_rows() -> None:
 def test_everything_that_waits_is_computed_once_and_in_order(
     sizes: list[tuple[int, int]], pages: int
 ) -> None:
-    """Runs a whole day's work with tokens of no meaning: all ends, nothing is computed twice."""
+    """Runs a whole day's work with tokens of no meaning: all ends, nothing is computed twice.
+
+    Where a plan is steady and nobody has ended, the next is the same and its batch the old one's.
+    """
     waiting = [sequence(i, prompt, prompt + new) for i, (prompt, new) in enumerate(sizes)]
     pool, computed = PagePool(pages), dict.fromkeys(range(len(sizes)), 0)
     running: list[Sequence] = []
@@ -158,13 +161,19 @@ def test_everything_that_waits_is_computed_once_and_in_order(
             started.settle(taken, LIMITS.table_pages)
             running.append(started)
         assert 0 < sum(chunk.rows for chunk in plan.chunks) <= LIMITS.max_rows
+        batch, count = make_batch(plan.chunks), len(running)
         for chunk in plan.chunks:
             chunk.sequence.computed += chunk.rows
             computed[chunk.sequence.ticket] += chunk.rows
             if chunk.sequence.pending == 0:
-                chunk.sequence.append(0)
+                chunk.sequence.append(chunk.sequence.length)
             if chunk.sequence.length == chunk.sequence.limit:
                 pool.give(chunk.sequence.pages)
                 running.remove(chunk.sequence)
+        if plan.steady and len(running) == count:
+            following = make_plan(waiting, running, pool.free, LIMITS)
+            assert following == Plan((), plan.chunks)
+            advance(batch, plan.chunks)
+            assert batch == make_batch(following.chunks)
     assert computed == {i: prompt + new - 1 for i, (prompt, new) in enumerate(sizes)}
     assert pool.free == pages

@@ -2,7 +2,7 @@
 
 This module is the definition; the kernels in ``compile.lower.cpu`` are tested against it.
 All values are float32 unless said otherwise. Where the order of roundings matters it is part of
-the format: a row adds its groups in column order with fused multiply-adds, a sum over a
+the format: a row adds its groups in column order with one fused multiply-add each, a sum over a
 vector keeps 16 partial sums and combines them pairwise, ``exp`` is one polynomial.
 """
 
@@ -114,26 +114,23 @@ def quantize_activations(x: F32) -> tuple[NDArray[np.int8], F32]:
 def linear(a: NDArray[np.int8], scale: F32, weight: Matrix) -> F32:
     """int8 [n, k/32, 32] with float32 scales [n, k/32], times [rows, k]ᵀ → float32 [n, rows].
 
-    A span, the columns that share a weight scale, adds up its groups of 32, ``u = fma(Σqa, s, u)``;
-    then ``y = fma(d, u, y)``, and for asymmetric weights ``y = fma(m, Σ s·Σa, y)``. The integer
-    sums are exact.
+    For each group of 32 columns ``y = fma(d, s·Σqa, y)``; asymmetric weights then add
+    ``fma(m, s·Σa, y)``. The integer sums are exact.
     """
     rows, columns = weight.shape
     y = np.zeros((a.shape[0], rows), np.float32)
-    span = columns // weight.scale.shape[1] // ACTIVATION_GROUP
+    per_scale = columns // weight.scale.shape[1] // ACTIVATION_GROUP
     minimum = weight.minimum if isinstance(weight, Q4) else None
     zero = 8 if isinstance(weight, Q4) and minimum is None else 0
-    for first in range(0, columns // ACTIVATION_GROUP, span):
-        u, counted = np.zeros_like(y), np.zeros((len(y), 1), np.float32)
-        for g in range(first, first + span):
-            group = slice(g * ACTIVATION_GROUP, (g + 1) * ACTIVATION_GROUP)
-            q = weight.q[:, group].astype(np.float32) - zero
-            activations, s = a[:, g].astype(np.float32), scale[:, g, None]
-            u = fma(activations @ q.T, s, u)  # integers below 2^24: exact in float32
-            counted = counted + activations.sum(-1, keepdims=True) * s
-        y = fma(weight.scale[:, first // span].astype(np.float32), u, y)
+    for g in range(columns // ACTIVATION_GROUP):
+        q = weight.q[:, g * ACTIVATION_GROUP : (g + 1) * ACTIVATION_GROUP].astype(np.float32) - zero
+        activations = a[:, g].astype(np.float32)
+        dot = activations @ q.T  # integers below 2^24: exact in float32
+        s = scale[:, g, None]
+        y = fma(weight.scale[:, g // per_scale].astype(np.float32), dot * s, y)
         if minimum is not None:
-            y = fma(minimum[:, first // span].astype(np.float32), counted, y)
+            total = activations.sum(-1, keepdims=True)
+            y = fma(minimum[:, g // per_scale].astype(np.float32), total * s, y)
     return y
 
 

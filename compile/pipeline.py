@@ -203,7 +203,7 @@ def describe(plan: Plan, quantized: QuantizedCheckpoint, options: Options) -> m.
             rope_frequencies=config.rope_frequencies,
         ),
         numerics=m.Numerics(
-            version=3,
+            version=2,
             weights=m.Weights(**{kind: str(plan.formats[kind]) for kind in KINDS}),
             activations="int8",
             kv="int8",

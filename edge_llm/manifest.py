@@ -74,11 +74,10 @@ class Weights:
 class Numerics:
     """How numbers are held; two artifacts of equal numerics and weights give equal bits.
 
-    ``version`` 1 has attention's weights in float32, 2 in int8 (docs/adr/0002); 3 adds up the
-    groups that share a weight's scale before it is multiplied with them (docs/adr/0001).
+    ``version`` 1 has attention's weights in float32, 2 in int8 (docs/adr/0002).
     """
 
-    version: Literal[1, 2, 3]
+    version: Literal[1, 2]
     weights: Weights
     activations: Literal["int8"]
     kv: Literal["int8"]

@@ -114,9 +114,7 @@ class Frame:
             first = bind(b * size)
             yield first, bind(T.min(size, rows - first))
 
-    def multiply(
-        self, tiles: Tiles, source: Activations, count: Expr, out: Array, task: Expr
-    ) -> None:
+    def multiply(self, tiles: Tiles, source: Activations, count: Expr, out: Array) -> None:
         """A tile times the first ``count`` rows, a whole block or what is left of one.
 
         The products are float32 ``out`` [count, 16].
@@ -142,8 +140,7 @@ class Frame:
         if self.isa.PASS:
             with T.If(count > 1):
                 with T.Then():
-                    kept = self.scratch(self.plan.workspace.spans, task)
-                    multiply_many(self.isa, tiles, source, count, out, kept)
+                    multiply_many(self.isa, tiles, source, count, out)
                 with T.Else(), T.If(count > 0), T.Then():
                     part(T.int32(0), 1)
             return
@@ -200,11 +197,8 @@ class Frame:
 
     def tile_sums(self, task: Expr) -> Array:
         """A thread's scratch for what a unit sums up."""
-        return self.scratch(self.plan.workspace.tile_sums, task)
-
-    def scratch(self, region: Region, task: Expr) -> Array:
-        """A thread's part of a region that has one for each."""
-        return self.region(self.workspace, region).at(task * region.shape[1])
+        sums = self.plan.workspace.tile_sums
+        return self.region(self.workspace, sums).at(task * sums.shape[1])
 
     def page(self, layer: Expr, head: Expr, row: Expr, page: Expr) -> HeadPage:
         """The memory of a logical page of the sequence that ``row`` belongs to."""

@@ -115,7 +115,6 @@ class WorkspacePlan:
     scores: Region  # float32 [heads, or threads · queries together; context]
     weights: Region  # float32 [threads · query heads of a KV head, context]
     tile_sums: Region  # float32 [threads, sums that a unit of any stage keeps aside]
-    spans: Region  # float32 [threads, tokens · rows of a tile]: what they have of a span so far
     size: int
 
 
@@ -245,7 +244,6 @@ class Plan:
                 "weights", "float32", (MAX_THREADS * self.query_share, self.padded_context)
             ),
             tile_sums=layout.add("tile_sums", "float32", (MAX_THREADS, self.tile_sums)),
-            spans=layout.add("spans", "float32", (MAX_THREADS, MAX_ROWS * ROWS)),
             size=layout.size,
         )
 

@@ -157,7 +157,7 @@ def project_and_add(frame: Frame, stage: ProjectAndAdd, tiles: Tiles) -> None:
         frame.blocks(frame.n) as (first, count),
     ):
         sums = frame.tile_sums(task)
-        frame.multiply(tiles.tile(tile), source.row(first), count, sums, task)
+        frame.multiply(tiles.tile(tile), source.row(first), count, sums)
         with T.serial(count) as m:
             x = frame.x(first + m).at(tile * ROWS)
             x.store(0, x.load(0, LANES) + sums.load(m * ROWS, LANES))
@@ -201,7 +201,7 @@ def output(frame: Frame) -> None:
         ):
             sums = frame.tile_sums(task)
             source = normed.row(task if one else first)
-            frame.multiply(tiles.tile(tile), source, count, sums, task)
+            frame.multiply(tiles.tile(tile), source, count, sums)
             with T.serial(count) as m:
                 at = T.cast(first + m, "int64") * frame.plan.padded_vocab + tile * ROWS
                 frame.logits.store(at, sums.load(m * ROWS, LANES))
@@ -234,7 +234,7 @@ def normalized_stage(
             sums = frame.tile_sums(task)
             with T.serial(tiles_per_unit) as i:
                 out = sums.at(i * (frame.tokens_at_once * ROWS))
-                frame.multiply(tiles.tile(unit * tiles_per_unit + i), source, count, out, task)
+                frame.multiply(tiles.tile(unit * tiles_per_unit + i), source, count, out)
             with T.serial(count) as m:
                 lanes = [
                     bind(sums.load((i * frame.tokens_at_once + m) * ROWS, LANES))

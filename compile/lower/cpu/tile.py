@@ -1,8 +1,8 @@
 """Sixteen rows of a quantized matrix times some tokens: the inner loop of everything.
 
-The integer part is the instruction set's (:mod:`compile.lower.cpu.isa`), a group of 32 columns at
-a time. What follows is the numerics: the groups of a span, which share a weight scale, add up
-``u = fma(Σqa, s, u)``; then ``y = fma(d, u, y)``, with a minimum also ``y = fma(m, Σ s·Σa, y)``.
+The integer part is the instruction set's (:mod:`compile.lower.cpu.isa`); what follows is the
+numerics: for each group of 32 columns ``y = fma(d, s·Σqa, y)``, with a minimum also
+``y = fma(m, s·Σa, y)``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from types import ModuleType
 
 from tvm.tirx.script.builder import ir as T
 
-from compile.checkpoint import ACTIVATION_GROUP
 from compile.lower.cpu.activations import Activations
-from compile.lower.cpu.memory import Array, Expr, lanes_of, local
+from compile.lower.cpu.memory import Array, Expr, local
 from compile.lower.cpu.vector import LANES, bind, constant, fma, halves, splat, splat_lane
 
 ROWS = 16
@@ -32,7 +31,7 @@ class Tiles:
         scales: float16 or float32 [rows/16, columns/group, 16].
         minimums: the same shape, or None.
         columns: length of a row.
-        group: columns of a span, which share a scale.
+        group: columns that share a scale.
     """
 
     bits: int
@@ -46,16 +45,6 @@ class Tiles:
     def zero(self) -> int:
         """What a stored 4-bit value counts as nothing."""
         return 8 if self.bits == 4 and self.minimums is None else 0
-
-    @property
-    def span(self) -> int:
-        """Groups of activations in a span."""
-        return self.group // ACTIVATION_GROUP
-
-    @property
-    def group_bytes(self) -> int:
-        """Bytes of ``data`` in a group of activations."""
-        return ACTIVATION_GROUP * ROWS * self.bits // 8
 
     @property
     def tile_bytes(self) -> int:
@@ -80,15 +69,17 @@ class Tiles:
         )
 
     def per_row(
-        self, isa: ModuleType, span: Expr, parts: range
+        self, isa: ModuleType, g: Expr, parts: range
     ) -> tuple[list[Expr], list[Expr] | None]:
-        """Scales and minimums of the parts in a span, as float32."""
+        """Scales and minimums of the parts in group ``g`` of 32 columns, as float32."""
+        base = g // (self.group // 32) * ROWS
+
         # Eight float16 fill a register of 128 bits: two parts of four lanes.
         together = 2 if isa.LANES == 4 and len(parts) % 2 == 0 else 1
 
         def load(array: Array) -> list[Expr]:
             loaded = [
-                bind(array.load(span * ROWS + p * isa.LANES, together * isa.LANES))
+                bind(array.load(base + p * isa.LANES, together * isa.LANES))
                 for p in parts[::together]
             ]
             pieces = [piece for x in loaded for piece in (halves(x) if together == 2 else (x,))]
@@ -113,142 +104,93 @@ def multiply(
     ``ahead`` is how many bytes further weights are asked for that will be read soon; 0 for none.
     """
     per_pass = rows // isa.LANES
-    spans = tiles.columns // tiles.group
-    per_turn = max(1, isa.GROUPS // tiles.span)
-    per_turn = per_turn if spans % per_turn == 0 else 1
-    groups = per_turn * tiles.span
     for first in range(0, ROWS // isa.LANES, per_pass):
         parts = range(first, first + per_pass)
         sums = [local("float32", rows) for _ in tokens]
         for array in sums:
             for i in range(per_pass):
                 array.store(i * isa.LANES, splat(T.float32(0), isa.LANES))
-        with T.serial(T.int64(0), T.int64(spans // per_turn)) as turn:
-            some = [Groups.load(isa, token.group(turn * groups), groups) for token in tokens]
+        groups = tiles.columns // 32
+        per_turn = isa.GROUPS if groups % isa.GROUPS == 0 else 1
+        with T.serial(T.int64(0), T.int64(groups // per_turn)) as turn:
+            some = [token.group(turn * per_turn) for token in tokens]
+            scales = [bind(token.scales.load(0, per_turn)) for token in some]
             for i in range(per_turn):
-                held = [one.part(i * tiles.span, tiles.span) for one in some]
-                add_span(isa, tiles, held, parts, sums, turn * per_turn + i, ahead)
+                one = [token.group(i) for token in some]
+                s = [splat_lane(scale, i, isa.LANES) for scale in scales]
+                add_group(isa, tiles, one, s, parts, sums, turn * per_turn + i, ahead)
         for m in range(len(tokens)):
             for i, part in enumerate(parts):
                 emit(m, part * isa.LANES, sums[m].load(i * isa.LANES, isa.LANES))
 
 
 def multiply_many(
-    isa: ModuleType, tiles: Tiles, source: Activations, count: Expr, sums: Array, kept: Array
+    isa: ModuleType, tiles: Tiles, source: Activations, count: Expr, sums: Array
 ) -> None:
     """The first tile of ``tiles`` times ``count`` rows of ``source``, rounded up to whole turns.
 
-    A group's weights stay in registers while all tokens pass; ``sums``, and in ``kept`` what a
-    token has of a span so far, both float32 [tokens, 16], are in memory.
+    A group's weights stay in registers while all tokens pass; ``sums``, float32 [tokens, 16], are
+    in memory.
     """
     lanes, (tokens, rows) = isa.LANES, isa.PASS
     per_pass = rows // lanes
     turns = bind((count + (tokens - 1)) // tokens)
     with T.serial(turns * (tokens * ROWS // LANES)) as i:
         sums.store(i * LANES, constant(0.0))
-    with T.serial(T.int64(0), T.int64(tiles.columns // tiles.group)) as span:
-        first_group = span * tiles.span
+    with T.serial(T.int64(0), T.int64(tiles.columns // 32)) as g:
         for first in range(0, ROWS // lanes, per_pass):
             parts = range(first, first + per_pass)
-            for j in range(tiles.span):
-                data = tiles.data.at((first_group + j) * tiles.group_bytes)
-                weights = isa.load(tiles.bits, tiles.zero, data, parts)
-                scales = tiles.per_row(isa, span, parts) if j == tiles.span - 1 else None
-                with T.serial(turns) as turn:
-                    for m in range(tokens):
-                        token = bind(turn * tokens + m)
-                        held = Groups.load(isa, source.row(token).group(first_group), tiles.span)
-                        (dots,) = isa.dot_loaded(tiles.bits, 0, weights, [held.activations[j]])
-                        at = token * ROWS + first * lanes
-                        before = load_parts(kept.at(at), lanes, per_pass) if j else None
-                        total = add_group(dots, held.scales[j], before)
-                        if scales is None:
-                            store_parts(kept.at(at), lanes, total)
-                        else:
-                            add_total(scales, held, total, sums.at(at))
+            data = tiles.data.at(g * (64 * tiles.bits))
+            weights = isa.load(tiles.bits, tiles.zero, data, parts)
+            scales = tiles.per_row(isa, g, parts)
+            with T.serial(turns) as turn:
+                for m in range(tokens):
+                    token = bind(turn * tokens + m)
+                    a = source.row(token).group(g)
+                    (dots,) = isa.dot_loaded(tiles.bits, 0, weights, [a])
+                    s = splat(bind(a.scales.load()), lanes)
+                    add_dots(isa, scales, a, s, dots, sums.at(token * ROWS + first * lanes))
 
 
-@dataclass(frozen=True)
-class Groups:
-    """What a token has of some groups of 32 columns: activations, and scales in every lane."""
-
-    activations: Sequence[Activations]
-    scales: Sequence[Expr]
-
-    @classmethod
-    def load(cls, isa: ModuleType, token: Activations, count: int) -> Groups:
-        """The first ``count`` groups of a token."""
-        activations = [token.group(i) for i in range(count)]
-        if isa.LANES != 4:
-            return cls(activations, [splat(bind(a.scales.load()), isa.LANES) for a in activations])
-        # Lanes of one register, where products take them as such.
-        scales = bind(token.scales.load(0, count))
-        return cls(activations, [splat_lane(scales, i, isa.LANES) for i in range(count)])
-
-    def part(self, start: int, count: int) -> Groups:
-        """Some of them."""
-        some = slice(start, start + count)
-        return Groups(self.activations[some], self.scales[some])
-
-
-def add_span(
+def add_group(
     isa: ModuleType,
     tiles: Tiles,
-    tokens: Sequence[Groups],
+    tokens: Sequence[Activations],
+    token_scales: Sequence[Expr],
     parts: range,
     sums: Sequence[Array],
-    span: Expr,
+    g: Expr,
     ahead: int,
 ) -> None:
-    """Add a span to each token's ``sums``, float32 [parts·LANES]."""
-    totals: list[list[Expr]] = []
-    for j in range(tiles.span):
-        data = tiles.data.at((span * tiles.span + j) * tiles.group_bytes)
-        # The CPU's own prefetch ends at every 4 KiB page.
-        for line in range(0, tiles.group_bytes if ahead else 0, CACHE_LINE):
-            data.prefetch(ahead + line)
-        group = [token.activations[j] for token in tokens]
-        dots = isa.dot(tiles.bits, tiles.zero, data, parts, group)
-        totals = [
-            add_group(dots[m], token.scales[j], totals[m] if j else None)
-            for m, token in enumerate(tokens)
-        ]
-    scales = tiles.per_row(isa, span, parts)
-    for token, total, array in zip(tokens, totals, sums, strict=True):
-        add_total(scales, token, total, array)
+    """Add one group of 32 columns to each token's ``sums``, float32 [parts·LANES]."""
+    group_bytes = 64 * tiles.bits
+    data = tiles.data.at(g * group_bytes)
+    # The CPU's own prefetch ends at every 4 KiB page.
+    for line in range(0, group_bytes if ahead else 0, CACHE_LINE):
+        data.prefetch(ahead + line)
+    dots = isa.dot(tiles.bits, tiles.zero, data, parts, tokens)
+    scales = tiles.per_row(isa, g, parts)
+    for m, token in enumerate(tokens):
+        add_dots(isa, scales, token, token_scales[m], dots[m], sums[m])
 
 
-def add_group(dots: Sequence[Expr], s: Expr, before: Sequence[Expr] | None) -> list[Expr]:
-    """A group's integer sums times a token's scale, added to those ``before`` in its span."""
-    lanes = lanes_of(s)
-    floats = [T.cast(dot, f"float32x{lanes}") for dot in dots]
-    if before is None:
-        return [bind(dot * s) for dot in floats]
-    return [bind(fma(dot, s, u)) for dot, u in zip(floats, before, strict=True)]
-
-
-def add_total(
-    scales: tuple[list[Expr], list[Expr] | None], token: Groups, total: Sequence[Expr], sums: Array
+def add_dots(
+    isa: ModuleType,
+    scales: tuple[list[Expr], list[Expr] | None],
+    token: Activations,
+    s: Expr,
+    dots: Sequence[Expr],
+    sums: Array,
 ) -> None:
-    """Add a span, scaled, to a token's ``sums``, float32 [parts·LANES]."""
+    """Add a group's integer sums, scaled, to a token's ``sums``, float32 [parts·LANES].
+
+    ``s`` is the token's scale of the group in every lane.
+    """
+    lanes = isa.LANES
     scale, minimum = scales
-    lanes = lanes_of(scale[0])
-    if minimum is not None:
-        first, *others = (activations.sums.load() for activations in token.activations)
-        counted = splat(bind(sum(others, start=first)), lanes)
-    for i, u in enumerate(total):
-        y = fma(scale[i], u, sums.load(i * lanes, lanes))
+    for i, dot in enumerate(dots):
+        y = sums.load(i * lanes, lanes)
+        y = fma(scale[i], T.cast(dot, f"float32x{lanes}") * s, y)
         if minimum is not None:
-            y = fma(minimum[i], counted, bind(y))
+            y = fma(minimum[i], splat(token.sums.load(), lanes), bind(y))
         sums.store(i * lanes, y)
-
-
-def load_parts(array: Array, lanes: int, count: int) -> list[Expr]:
-    """The first ``count`` vectors of an array."""
-    return [bind(array.load(i * lanes, lanes)) for i in range(count)]
-
-
-def store_parts(array: Array, lanes: int, values: Sequence[Expr]) -> None:
-    """Vectors one after the other from an array's start."""
-    for i, value in enumerate(values):
-        array.store(i * lanes, value)

@@ -57,6 +57,7 @@ def matrices() -> dict[str, Matrix]:
     )
     return {
         "symmetric-32": quantize4(values, 32, symmetric=True),
+        "symmetric-64": quantize4(values, 64, symmetric=True),
         "symmetric-128": quantize4(values, 128, symmetric=True),
         "asymmetric-32": quantize4(values, 32, symmetric=False),
         "asymmetric-64": quantize4(values, 64, symmetric=False),

@@ -299,12 +299,25 @@ def test_what_is_not_precious_goes_first() -> None:
 def test_a_newer_reply_takes_the_place_of_an_older_one() -> None:
     outbox = Outbox()
     key = (REPLY_TO, b"1")
-    outbox.put(key, reply("409"), until=10)
+    outbox.put(key, reply("409"), until=10, precious=False)
     assert drain(outbox, now=0) == ["409"]
     outbox.put(key, reply("final"), until=10)
     outbox.acknowledged(100, True, now=0)  # the older one's
     assert len(outbox) == 1
     assert drain(outbox, now=0) == ["final"]
+
+
+def test_a_refusal_does_not_take_the_place_of_an_answer() -> None:
+    outbox = Outbox()
+    outbox.window = 9
+    key = (REPLY_TO, b"1")
+    outbox.put(key, reply("answer"), until=10)
+    for text in ("400", "another 400"):
+        outbox.put(key, reply(text), until=10, precious=False)
+    assert drain(outbox, now=0) == ["answer", "another 400"]
+    outbox.put(key, reply("newer"), until=10)
+    assert len(outbox) == 1
+    assert drain(outbox, now=0) == ["newer"]
 
 
 def test_the_oldest_replies_are_dropped_where_there_are_too_many(

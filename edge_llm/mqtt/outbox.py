@@ -50,7 +50,7 @@ class Entry:
 
 
 class Outbox:
-    """Replies by request; a newer one takes the place of an older one.
+    """Replies by request. A newer one takes the place of an older one, but no refusal an answer's.
 
     Attributes:
         window: replies that may be unacknowledged at a time; the broker's Receive Maximum.
@@ -62,7 +62,7 @@ class Outbox:
         self.window = 1
         self.dropped = 0
         self.expired = 0
-        self._entries: dict[Key, Entry] = {}  # oldest first
+        self._entries: dict[tuple[Key, bool], Entry] = {}  # oldest first, by key and precious
         self._flying: dict[int, Entry] = {}  # by packet identifier
         self._bytes = 0
         self._max_replies = max_replies
@@ -78,15 +78,17 @@ class Outbox:
 
     def put(self, key: Key, reply: Reply, until: float, precious: bool = True) -> None:
         """Takes a reply that must arrive."""
-        self._remove(key)
-        self._entries[key] = Entry(key, reply, until, precious=precious)
+        self._remove(key, False)
+        if precious:
+            self._remove(key, True)
+        self._entries[key, precious] = Entry(key, reply, until, precious=precious)
         self._bytes += len(reply.payload)
         before = self.dropped
         while len(self._entries) > self._max_replies or (
             self._bytes > self._max_bytes and len(self._entries) > 1
         ):
-            cheap = (entry.key for entry in self._entries.values() if not entry.precious)
-            self._remove(next(cheap, next(iter(self._entries))))
+            cheap = (which for which in self._entries if not which[1])
+            self._remove(*next(cheap, next(iter(self._entries))))
             self.dropped += 1
         if self.dropped > before:
             log.warning("too many replies wait: the oldest go", extra=fields(dropped=self.dropped))
@@ -94,7 +96,7 @@ class Outbox:
     def take(self, now: float) -> Entry | None:
         """The next reply to send, if there is one and the broker may be sent another."""
         for entry in [e for e in self._entries.values() if e.until <= now]:
-            self._remove(entry.key)
+            self._remove(entry.key, entry.precious)
             self.expired += 1
         if len(self._flying) >= self.window:
             return None
@@ -115,8 +117,8 @@ class Outbox:
         if not delivered and entry.precious:
             entry.after = now + entry.pause
             entry.pause = min(LAST_RETRY, 2 * entry.pause)
-        elif self._entries.get(entry.key) is entry:  # not replaced meanwhile
-            self._remove(entry.key)
+        elif self._entries.get((entry.key, entry.precious)) is entry:  # not replaced meanwhile
+            self._remove(entry.key, entry.precious)
 
     def lost(self) -> None:
         """The connection broke: whatever was not acknowledged is sent again over the next."""
@@ -131,7 +133,7 @@ class Outbox:
         waiting = (e.after for e in self._entries.values() if not e.flying)
         return min(waiting, default=math.inf)
 
-    def _remove(self, key: Key) -> None:
-        entry = self._entries.pop(key, None)
+    def _remove(self, key: Key, precious: bool) -> None:
+        entry = self._entries.pop((key, precious), None)
         if entry is not None:
             self._bytes -= len(entry.reply.payload)

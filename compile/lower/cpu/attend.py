@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 from compile.lower.cpu.attention import Pages, combine, score, weigh
 from compile.lower.cpu.cache import PAGE_POSITIONS, HeadPage
 from compile.lower.cpu.frame import UNIT, Frame
-from compile.lower.cpu.memory import Array, Expr
+from compile.lower.cpu.memory import Array, Expr, local
 from compile.lower.cpu.tile import ROWS
 from compile.lower.cpu.vector import LANES, bind, splat
 
@@ -42,23 +42,30 @@ def attend_one(frame: Frame, layer: Expr) -> None:
             p * PAGE_POSITIONS,
             [scores.at((first + i) * frame.plan.padded_context) for i in range(share)],
         )
-    with frame.stage("attention") as task, frame.share(config.kv_heads * groups, task) as unit:
-        head, group = bind(unit // groups), bind(unit % groups)
+    context = frame.plan.padded_context
+    with frame.stage("attention") as task:
         weights = frame.region(frame.workspace, frame.plan.workspace.weights).at(
-            task * (share * frame.plan.padded_context)
+            task * (share * context)
         )
-        weigh_and_combine(
-            frame,
-            [position] * share,
-            count,
-            scores.at(head * (share * frame.plan.padded_context)),
-            weights,
-            lambda page: frame.page(layer, head, T.int32(0), page),
-            group,
-            1,
-            [(head * share + i) * groups for i in range(share)],
-            task,
-        )
+        weighed, totals = local("int32", 1), local("float32", share)  # the last head's
+        weighed.store(0, T.int32(-1))
+        with frame.share(config.kv_heads * groups, task) as unit:
+            head, group = bind(unit // groups), bind(unit % groups)
+            with T.If(weighed.load() != head), T.Then():
+                own = scores.at(head * (share * context))
+                weigh_all(frame, [position] * share, count, own, weights, totals)
+                weighed.store(0, head)
+            combine_groups(
+                frame,
+                count,
+                weights,
+                totals,
+                lambda page: frame.page(layer, head, T.int32(0), page),
+                group,
+                1,
+                [(head * share + i) * groups for i in range(share)],
+                task,
+            )
 
 
 def attend_rows(frame: Frame, layer: Expr) -> None:
@@ -109,41 +116,48 @@ def attend_together(
             p * PAGE_POSITIONS,
             [scores.at(i * context) for i in range(len(firsts))],
         )
-    weigh_and_combine(
-        frame, positions, count, scores, scores, page, T.int32(0), groups, firsts, task
-    )
+    totals = local("float32", len(firsts))
+    weigh_all(frame, positions, count, scores, scores, totals)
+    combine_groups(frame, count, scores, totals, page, T.int32(0), groups, firsts, task)
 
 
-def weigh_and_combine(
+def weigh_all(
     frame: Frame,
     positions: list[Expr],
     count: Expr,
     scores: Array,
     weights: Array,
+    totals: Array,
+) -> None:
+    """From scores, float32 [queries, context], to ``weights``, which may be the same, and sums."""
+    context = frame.plan.padded_context
+    for i, position in enumerate(positions):
+        total = weigh(position, count, scores.at(i * context), weights.at(i * context))
+        totals.store(i, total)
+
+
+def combine_groups(
+    frame: Frame,
+    count: Expr,
+    weights: Array,
+    totals: Array,
     page: Pages,
     group: Expr,
     group_count: int,
     firsts: list[Expr],
     task: Expr,
 ) -> None:
-    """From scores, float32 [queries, context], to groups of the quantized output.
+    """From weights, float32 [queries, context], and their sums to groups of the quantized output.
 
-    ``group`` is the first of them; ``firsts`` are the first groups of each query's output;
-    ``weights`` may be ``scores``.
+    ``group`` is the first of them; ``firsts`` are the first groups of each query's output.
     """
-    context = frame.plan.padded_context
-    totals = [
-        weigh(position, count, scores.at(i * context), weights.at(i * context))
-        for i, position in enumerate(positions)
-    ]
     sums = frame.tile_sums(task)
     blended = replace(frame.quantized("blended"), copies=1)
     blended = blended.row(task * frame.plan.queries_together)
     with T.serial(group_count) as g:
         group = bind(group + g)
-        combine(frame.isa, page, count, group, len(positions), weights, blended, sums)
-        for i, (first, total) in enumerate(zip(firsts, totals, strict=True)):
-            halves = [
-                bind(sums.load(i * UNIT + half * LANES, LANES) / splat(total)) for half in range(2)
-            ]
+        combine(frame.isa, page, count, group, len(firsts), weights, blended, sums)
+        for i, first in enumerate(firsts):
+            total = splat(bind(totals.load(i)))
+            halves = [bind(sums.load(i * UNIT + half * LANES, LANES) / total) for half in range(2)]
             frame.quantized("attended").group(first + group).write(*halves)

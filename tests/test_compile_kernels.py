@@ -146,7 +146,8 @@ def test_norm_is_the_numerics(target: str) -> None:
 
     def emit(*a: Argument) -> None:
         x, weight = a[0].array("float32"), a[1].array("float32")
-        normalize(x, weight, 1e-5, activations(a[2], a[3], a[4], a[5], copies))
+        out = activations(a[2], a[3], a[4], a[5], copies)
+        normalize(x, weight, 1e-5, out, ISAS[TARGETS[target].isa].TOGETHER)
 
     random = np.random.default_rng(6)
     x, weight = (aligned(random.standard_normal(COLUMNS).astype(np.float32)) for _ in range(2))

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
 from compile.checkpoint import ACTIVATION_GROUP
-from compile.lower.cpu.memory import Array, Expr
-from compile.lower.cpu.vector import (
-    LANES,
-    bind,
-    intrinsic,
-    max_lanes,
-    rint,
-    splat,
-)
+from compile.lower.cpu.memory import Array, Expr, lanes_of
+from compile.lower.cpu.vector import LANES, across, bind, intrinsic, rint, splat, splat_lane
 
 
 @dataclass(frozen=True)
@@ -70,21 +65,44 @@ class Activations:
 
     def write(self, first: Expr, second: Expr, factor: float = 1.0) -> None:
         """Quantize 2 × 16 float32 lanes into the first group; its scale is times ``factor``."""
-        values, scale = quantize(first, second)
+        write([self], [(first, second)], factor)
+
+
+Halves = tuple[Expr, Expr]  # of 32 columns, 16 lanes each
+
+
+def write(targets: Sequence[Activations], groups: Sequence[Halves], factor: float = 1.0) -> None:
+    """Quantize groups, each into the first of its target; scales are times ``factor``."""
+    quantized, scales, totals = quantize(groups)
+    offsets = bind(totals * splat(T.int32(-8), lanes_of(totals)))
+    sums = bind(T.cast(totals, str(scales.ty)) * scales)
+    if factor != 1.0:
+        scales = bind(scales * splat(T.float32(factor), lanes_of(scales)))
+    for i, (target, values) in enumerate(zip(targets, quantized, strict=True)):
         for half, q in enumerate(values):
-            self.values.store(half * LANES, T.cast(q, "int8x16"))
-        self.scales.store(0, scale * T.float32(factor) if factor != 1.0 else scale)
-        total = bind(intrinsic("llvm.vector.reduce.add", "int32", values[0] + values[1]))
-        self.offsets.store(0, splat(total * T.int32(-8), self.copies))
-        self.sums.store(0, T.cast(total, "float32") * scale)
+            target.values.store(half * LANES, T.cast(q, "int8x16"))
+        target.scales.store(0, splat_lane(scales, i, 1))
+        target.offsets.store(0, splat_lane(offsets, i, target.copies))
+        target.sums.store(0, splat_lane(sums, i, 1))
 
 
-def quantize(first: Expr, second: Expr) -> tuple[tuple[Expr, Expr], Expr]:
-    """2 × float32x16 → 2 × int32x16 in [-127, 127] and the float32 scale."""
-    largest = bind(max_lanes(T.max(magnitude(first), magnitude(second))))
-    inverse = splat(bind(T.float32(127) / T.max(largest, T.float32(1e-30))))
-    q = tuple(bind(T.cast(rint(v * inverse), "int32x16")) for v in (first, second))
-    return (q[0], q[1]), bind(largest * T.float32(float(1 / 127)))
+def quantize(groups: Sequence[Halves]) -> tuple[list[Halves], Expr, Expr]:
+    """float32 groups → int32 ones in [-127, 127], a lane of float32 scales and of sums for each."""
+    # As many as a power of two: the last once more.
+    rest = (1 << (len(groups) - 1).bit_length()) - len(groups)
+    tallest = [bind(T.max(magnitude(a), magnitude(b))) for a, b in groups]
+    largest = across([*tallest, *tallest[-1:] * rest], T.max)
+    lanes = lanes_of(largest)
+    least = T.max(largest, splat(T.float32(1e-30), lanes))
+    inverse = bind(splat(T.float32(127), lanes) / least)
+    quantized = []
+    for i, group in enumerate(groups):
+        factor = bind(splat_lane(inverse, i, LANES))
+        a, b = (bind(T.cast(rint(v * factor), "int32x16")) for v in group)
+        quantized.append((a, b))
+    both = [bind(a + b) for a, b in quantized]
+    totals = across([*both, *both[-1:] * rest], operator.add)
+    return quantized, bind(largest * splat(T.float32(float(1 / 127)), lanes)), totals
 
 
 def magnitude(x: Expr) -> Expr:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tvm.tirx.script.builder import ir as T
 
+from compile.lower.cpu.activations import write
 from compile.lower.cpu.attention import Pages, combine, score, weigh
 from compile.lower.cpu.cache import PAGE_POSITIONS, HeadPage
 from compile.lower.cpu.frame import UNIT, Frame
@@ -157,7 +158,15 @@ def combine_groups(
     with T.serial(group_count) as g:
         group = bind(group + g)
         combine(frame.isa, page, count, group, len(firsts), weights, blended, sums)
-        for i, first in enumerate(firsts):
-            total = splat(bind(totals.load(i)))
-            halves = [bind(sums.load(i * UNIT + half * LANES, LANES) / total) for half in range(2)]
-            frame.quantized("attended").group(first + group).write(*halves)
+        attended = frame.quantized("attended")
+        for start in range(0, len(firsts), frame.isa.TOGETHER):
+            some = range(start, min(start + frame.isa.TOGETHER, len(firsts)))
+            each = [splat(bind(totals.load(i))) for i in some]
+            groups = [
+                (
+                    bind(sums.load(i * UNIT, LANES) / total),
+                    bind(sums.load(i * UNIT + LANES, LANES) / total),
+                )
+                for i, total in zip(some, each, strict=True)
+            ]
+            write([attended.group(firsts[i] + group) for i in some], groups)

@@ -13,18 +13,18 @@ from types import ModuleType
 
 from tvm.tirx.script.builder import ir as T
 
-from compile.lower.cpu.activations import Activations
+from compile.lower.cpu.activations import Activations, write
 from compile.lower.cpu.cache import GROUP, PAGE_POSITIONS, HeadPage
 from compile.lower.cpu.memory import Array, Expr, local
 from compile.lower.cpu.tile import ROWS, multiply
 from compile.lower.cpu.vector import (
     LANES,
+    across,
     add_lanes,
     bind,
     constant,
     exp,
     fma,
-    max_lanes,
     splat,
 )
 
@@ -66,7 +66,7 @@ def weigh(position: Expr, count: Expr, scores: Array, weights: Array) -> Expr:
     largest.store(0, constant(LOWEST))
     with T.serial(count * (PAGE_POSITIONS // LANES)) as i:
         largest.store(0, T.max(largest.load(0, LANES), scores.load(i * LANES, LANES)))
-    most = splat(max_lanes(bind(largest.load(0, LANES))))
+    most = splat(across([bind(largest.load(0, LANES))], T.max))
     partial = local("float32", LANES)
     partial.store(0, constant(0.0))
     with T.serial(count * (PAGE_POSITIONS // LANES)) as i:
@@ -103,16 +103,20 @@ def combine(
         # Some at a time, because the sums over lanes of one wait for no other's.
         together = next(n for n in (3, 2, 1) if queries % n == 0)
         with T.serial(queries // together) as turn:
+            targets, groups = [], []
             for i in range(together):
                 query = bind(turn * together + i)
                 at = query * blended.columns + p * PAGE_POSITIONS
                 halves = [bind(weights.load(at + half * LANES, LANES)) for half in range(2)]
                 # Where a query sees nothing, neither does it see what another sequence left behind.
-                products = [
+                a, b = (
                     bind(T.Select(w > constant(0.0), w * scale, constant(0.0)))
                     for w, scale in zip(halves, scales, strict=True)
-                ]
-                blended.row(query).group(p).write(*products)
+                )
+                targets.append(blended.row(query).group(p))
+                groups.append((a, b))
+            for some in range(0, together, isa.TOGETHER):
+                write(targets[some : some + isa.TOGETHER], groups[some : some + isa.TOGETHER])
     at_once, rows = isa.BLOCK
     whole, rest = divmod(queries, at_once)
     with T.serial(GROUP // ROWS) as half:

@@ -104,7 +104,7 @@ class HeadPage:
 
     def _quantized(self, first: Expr, second: Expr) -> tuple[Array, Expr]:
         """2 × 16 lanes as int32 [32], and their scale."""
-        values, scale = quantize(first, second)
+        (values,), scale, _ = quantize([(first, second)])
         row = local("int32", 2 * LANES)
         for half, q in enumerate(values):
             row.store(half * LANES, q)

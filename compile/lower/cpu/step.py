@@ -16,6 +16,7 @@ from tvm.ir import GlobalVar, IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from compile.lower.cpu.activations import write
 from compile.lower.cpu.attend import attend
 from compile.lower.cpu.cache import PAGE_POSITIONS, HeadPage
 from compile.lower.cpu.embedding import embed
@@ -111,7 +112,8 @@ def project_and_cache(frame: Frame, stage: ProjectAndCache, tiles: Tiles, layer:
     per_head = config.head_dim // UNIT
     queries, keys = config.heads * per_head, config.kv_heads * per_head
 
-    def finish(unit: Expr, row: Expr, halves: list[Expr]) -> None:
+    def finish(unit: Expr, row: Expr, rows: list[list[Expr]]) -> None:
+        (halves,) = rows
         position = bind(frame.positions.load(row))
 
         def rotated() -> tuple[Expr, Expr]:
@@ -167,12 +169,16 @@ def gate(frame: Frame, stage: GateAndUp, tiles: Tiles, layer: Expr) -> None:
     """silu(gate) · up, 32 rows of each at a time: one group of the next product's input."""
     groups = frame.plan.config.ffn // UNIT
 
-    def finish(unit: Expr, row: Expr, parts: list[Expr]) -> None:
-        gates, ups = parts[:2], parts[2:]
-        first, second = (bind(silu(g) * u) for g, u in zip(gates, ups, strict=True))
-        frame.quantized("gated").group(row * groups + unit).write(first, second)
+    def finish(unit: Expr, row: Expr, rows: list[list[Expr]]) -> None:
+        gated = frame.quantized("gated")
+        targets = [gated.group((row + i) * groups + unit) for i in range(len(rows))]
+        products = [
+            (bind(silu(gates[0]) * ups[0]), bind(silu(gates[1]) * ups[1]))
+            for gates, ups in ((parts[:2], parts[2:]) for parts in rows)
+        ]
+        write(targets, products)
 
-    normalized_stage(frame, stage, tiles, layer, groups, 4, finish)
+    normalized_stage(frame, stage, tiles, layer, groups, 4, finish, frame.isa.TOGETHER)
 
 
 def output(frame: Frame) -> None:
@@ -184,7 +190,7 @@ def output(frame: Frame) -> None:
 
     def normalize_row(index: Expr, target: Expr) -> None:
         row = bind(frame.wanted.load(index))
-        normalize(frame.x(row), weight, norm.eps, normed.row(target))
+        normalize(frame.x(row), weight, norm.eps, normed.row(target), frame.isa.TOGETHER)
 
     one = frame.tokens_at_once == 1
     if not one:
@@ -214,20 +220,25 @@ def normalized_stage(
     layer: Expr,
     units: int,
     tiles_per_unit: int,
-    finish: Callable[[Expr, Expr, list[Expr]], None],
+    finish: Callable[[Expr, Expr, list[list[Expr]]], None],
+    rows_at_once: int = 1,
 ) -> None:
-    """Norm, then ``units`` of several tiles; ``finish`` gets a row's 16 sums of each tile."""
+    """Norm, then ``units`` of several tiles.
+
+    ``finish`` gets a unit, a row, and of that row and what follows it each tile's 16 sums: of
+    ``rows_at_once``, and of single ones that are left.
+    """
     region = frame.plan.weights.norms[stage.norm.weight]
     weight = frame.region(frame.weights, region).at(layer * frame.plan.config.width)
-    normed = frame.quantized("normed")
+    normed, together = frame.quantized("normed"), frame.isa.TOGETHER
     one = frame.tokens_at_once == 1
     if not one:
         with frame.stage("norm") as task, frame.share(frame.n, task) as row:
-            normalize(frame.x(row), weight, stage.norm.eps, normed.row(row))
+            normalize(frame.x(row), weight, stage.norm.eps, normed.row(row), together)
     name = "q, k, v" if isinstance(stage, ProjectAndCache) else "gate and up"
     with frame.stage(name) as task:
         if one:
-            normalize(frame.x(0), weight, stage.norm.eps, normed.row(task))
+            normalize(frame.x(0), weight, stage.norm.eps, normed.row(task), together)
         columns = tiles.columns * tiles_per_unit
         with frame.share(units, task, columns) as unit, frame.blocks(frame.n) as (first, count):
             source = normed.row(task if one else first)
@@ -235,9 +246,20 @@ def normalized_stage(
             with T.serial(tiles_per_unit) as i:
                 out = sums.at(i * (frame.tokens_at_once * ROWS))
                 frame.multiply(tiles.tile(unit * tiles_per_unit + i), source, count, out)
-            with T.serial(count) as m:
+
+            def finish_rows(m: Expr, rows: int) -> None:
                 lanes = [
-                    bind(sums.load((i * frame.tokens_at_once + m) * ROWS, LANES))
-                    for i in range(tiles_per_unit)
+                    [
+                        bind(sums.load((i * frame.tokens_at_once + m + row) * ROWS, LANES))
+                        for i in range(tiles_per_unit)
+                    ]
+                    for row in range(rows)
                 ]
                 finish(unit, bind(first + m), lanes)
+
+            at_once = 1 if one else rows_at_once
+            with T.serial(count // at_once) as turn:
+                finish_rows(bind(turn * at_once), at_once)
+            if at_once > 1:
+                with T.serial(count % at_once) as rest:
+                    finish_rows(bind(count - count % at_once + rest), 1)

@@ -7,11 +7,13 @@ product is therefore written as :func:`fma`, and no other sum has a product as i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from tvm.tirx.script.builder import ir as T
 
 from compile import numerics
-from compile.lower.cpu.memory import Expr, lanes_of
+from compile.lower.cpu.memory import Expr, lanes_of, local
 
 LANES = numerics.LANES
 
@@ -60,12 +62,38 @@ def add_lanes(x: Expr) -> Expr:
     return x
 
 
-def max_lanes(x: Expr) -> Expr:
-    """The largest of 16 lanes."""
-    while lanes_of(x) > 1:
-        low, high = halves(x)
-        x = bind(T.max(low, high))
-    return x
+def across(vectors: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """What ``combine`` makes of all lanes of each of n vectors of 16, as n lanes.
+
+    All vectors take each step together, in a third of the operations that they take one by one.
+    ``combine`` may take lanes in any order; n is a power of two.
+    """
+    held, width = list(vectors), LANES  # lanes that are left of each vector
+    while width > 1:
+        half = width // 2
+        pairs = [held] if len(held) == 1 else [held[i : i + 2] for i in range(0, len(held), 2)]
+        held = []
+        for pair in pairs:
+            starts = range(0, sum(lanes_of(x) for x in pair), width)
+            low, high = (
+                T.Shuffle(pair, [T.int32(start + i) for start in starts for i in side])
+                for side in (range(half), range(half, width))
+            )
+            held.append(settled(combine(low, high)))
+        width = half
+    return held[0]
+
+
+def settled(value: Expr) -> Expr:
+    """A value that TVM's passes do not follow into what it is made of, many times over.
+
+    It goes through memory, which LLVM takes out again.
+    """
+    lanes = lanes_of(value)
+    dtype = str(value.ty).partition("x")[0]
+    array = local(dtype, lanes)
+    array.store(0, value)
+    return bind(array.load(0, lanes))
 
 
 def halves(x: Expr) -> tuple[Expr, Expr]:

@@ -9,6 +9,8 @@ Each module has
     GROUPS              of 32 columns in a turn of the loop, where they divide a row's
     COPIES              of a group's offset that stand ready while one token is decoded: 16 where a
                         sum begins with a load, 1 where a broadcast costs no more
+    TOGETHER            groups that are quantized at once: 4 where their steps across lanes then are
+                        fewer, 1 where they are not
     BYTE_BIAS           what an 8-bit weight is stored with added: 128 where it must be unsigned
     layout              where a tile's weights stand: module ``quads``, ``stacked`` or ``pairs``
     dot(bits, zero, data, parts, tokens) -> sums

@@ -18,6 +18,7 @@ BLOCK = records()["avx2"].block
 PASS = None
 GROUPS = 1
 COPIES = 1
+TOGETHER = 4
 BYTE_BIAS = 0
 layout = quads
 

@@ -13,6 +13,7 @@ BLOCK = records()["avx512_vnni"].block
 PASS = None
 GROUPS = 1
 COPIES = 1
+TOGETHER = 4
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads
 dot = partial(vnni.dot, LANES)

@@ -12,6 +12,7 @@ BLOCK = (4, 8)
 PASS = None
 GROUPS = 1
 COPIES = 1
+TOGETHER = 4
 BYTE_BIAS = vnni.BYTE_BIAS
 layout = quads
 dot = partial(vnni.dot, LANES)

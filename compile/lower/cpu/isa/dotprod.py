@@ -17,6 +17,7 @@ BLOCK = (4, 8)
 PASS = (2, 8)
 GROUPS = 2
 COPIES = 16
+TOGETHER = 1
 BYTE_BIAS = 0
 layout = stacked
 

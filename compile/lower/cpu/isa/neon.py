@@ -18,6 +18,7 @@ BLOCK = (4, 8)
 PASS = (2, 8)
 GROUPS = 1
 COPIES = 1
+TOGETHER = 1
 BYTE_BIAS = 0
 layout = pairs
 

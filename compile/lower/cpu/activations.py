@@ -88,10 +88,7 @@ def write(targets: Sequence[Activations], groups: Sequence[Halves], factor: floa
 
 def quantize(groups: Sequence[Halves]) -> tuple[list[Halves], Expr, Expr]:
     """float32 groups → int32 ones in [-127, 127], a lane of float32 scales and of sums for each."""
-    # As many as a power of two: the last once more.
-    rest = (1 << (len(groups) - 1).bit_length()) - len(groups)
-    tallest = [bind(T.max(magnitude(a), magnitude(b))) for a, b in groups]
-    largest = across([*tallest, *tallest[-1:] * rest], T.max)
+    largest = across([bind(T.max(magnitude(a), magnitude(b))) for a, b in groups], T.max)
     lanes = lanes_of(largest)
     least = T.max(largest, splat(T.float32(1e-30), lanes))
     inverse = bind(splat(T.float32(127), lanes) / least)
@@ -100,8 +97,7 @@ def quantize(groups: Sequence[Halves]) -> tuple[list[Halves], Expr, Expr]:
         factor = bind(splat_lane(inverse, i, LANES))
         a, b = (bind(T.cast(rint(v * factor), "int32x16")) for v in group)
         quantized.append((a, b))
-    both = [bind(a + b) for a, b in quantized]
-    totals = across([*both, *both[-1:] * rest], operator.add)
+    totals = across([bind(a + b) for a, b in quantized], operator.add)
     return quantized, bind(largest * splat(T.float32(float(1 / 127)), lanes)), totals
 
 

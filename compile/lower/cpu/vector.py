@@ -63,12 +63,13 @@ def add_lanes(x: Expr) -> Expr:
 
 
 def across(vectors: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """What ``combine`` makes of all lanes of each of n vectors of 16, as n lanes.
+    """What ``combine`` makes of all lanes of each of n vectors of 16, as the first n lanes.
 
     All vectors take each step together, in a third of the operations that they take one by one.
-    ``combine`` may take lanes in any order; n is a power of two.
+    ``combine`` may take lanes in any order. There are as many lanes as the next power of two.
     """
-    held, width = list(vectors), LANES  # lanes that are left of each vector
+    missing = (1 << (len(vectors) - 1).bit_length()) - len(vectors)
+    held, width = [*vectors, *vectors[-1:] * missing], LANES  # lanes that are left of each vector
     while width > 1:
         half = width // 2
         pairs = [held] if len(held) == 1 else [held[i : i + 2] for i in range(0, len(held), 2)]

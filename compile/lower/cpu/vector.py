@@ -69,7 +69,7 @@ def across(vectors: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Ex
     ``combine`` may take lanes in any order. There are as many lanes as the next power of two.
     """
     missing = (1 << (len(vectors) - 1).bit_length()) - len(vectors)
-    held, width = [*vectors, *vectors[-1:] * missing], LANES  # lanes that are left of each vector
+    held, width = [*vectors, *[vectors[-1]] * missing], LANES  # lanes that are left of each vector
     while width > 1:
         half = width // 2
         pairs = [held] if len(held) == 1 else [held[i : i + 2] for i in range(0, len(held), 2)]

@@ -35,7 +35,16 @@ from edge_llm.generation import Generation, Listener
 from edge_llm.kv_pages import PagePool, pages_for
 from edge_llm.metrics import Counters, Metrics
 from edge_llm.request import Request
-from edge_llm.scheduler import Chunk, Limits, advance, expired, make_batch, make_plan, order
+from edge_llm.scheduler import (
+    Chunk,
+    Limits,
+    advance,
+    expired,
+    make_batch,
+    make_plan,
+    order,
+    steady,
+)
 from edge_llm.sequence import Consumer, Sequence
 from edge_llm.tokenizer import Tokenizer
 
@@ -215,9 +224,9 @@ class Engine:
         try:
             while self._receive():
                 self._drop()
-                chunks, batch = self._next_step()
+                chunks = self._steady[0] if self._steady else self._plan()
                 if chunks:
-                    self._compute_and_emit(chunks, batch)
+                    self._compute_and_emit(chunks)
         except Exception:
             log.exception("the engine failed")
         finally:
@@ -250,16 +259,11 @@ class Engine:
         for sequence in expired([*self._waiting, *self._running], time.monotonic()):
             self._end(sequence, "expired")
 
-    def _next_step(self) -> tuple[tuple[Chunk, ...], Batch]:
-        """What is computed now; it differs from what was in tokens alone while all just decode."""
-        if self._steady is not None:
-            advance(self._steady[1], self._steady[0])
-            return self._steady
+    def _plan(self) -> tuple[Chunk, ...]:
+        """Starts what there is room for; returns what the next step computes."""
         plan = make_plan(self._waiting, self._running, self._pool.free, self._limits)
         self._admit(plan.admitted)
-        step = plan.chunks, make_batch(plan.chunks)
-        self._steady = step if plan.steady else None
-        return step
+        return plan.chunks
 
     def _admit(self, admitted: tuple[Sequence, ...]) -> None:
         for sequence in admitted:
@@ -269,9 +273,18 @@ class Engine:
             self._running.append(sequence)
             sequence.consumer.started()
 
-    def _compute_and_emit(self, chunks: tuple[Chunk, ...], batch: Batch) -> None:
+    def _batch(self, chunks: tuple[Chunk, ...]) -> Batch:
+        """Of the next step: while all just decode, the last one's with other tokens."""
+        if self._steady is not None:
+            advance(self._steady[1], chunks)
+            return self._steady[1]
+        batch = make_batch(chunks)
+        self._steady = (chunks, batch) if steady(chunks) else None
+        return batch
+
+    def _compute_and_emit(self, chunks: tuple[Chunk, ...]) -> None:
         try:
-            logits = self._executor.step(batch)
+            logits = self._executor.step(self._batch(chunks))
         except Exception as error:  # whatever it was, the next request may fare better
             log.error("a step failed: %r", error)
             for sequence in [*self._running]:

@@ -61,11 +61,6 @@ class Plan:
     admitted: tuple[Sequence, ...]
     chunks: tuple[Chunk, ...]
 
-    @property
-    def steady(self) -> bool:
-        """All decode: as long as nobody comes or goes, the next step has the same chunks."""
-        return all(chunk.rows == chunk.wanted == 1 for chunk in self.chunks)
-
 
 def order(waiting: Iterable[Sequence]) -> list[Sequence]:
     """The order in which sequences are started: by priority, then as they came."""
@@ -134,8 +129,13 @@ def make_batch(chunks: tuple[Chunk, ...]) -> Batch:
     return Batch(tokens, positions, sequences, tables, wanted)
 
 
+def steady(chunks: tuple[Chunk, ...]) -> bool:
+    """All decode: as long as nobody comes or goes, the next step has the same chunks."""
+    return all(chunk.rows == chunk.wanted == 1 for chunk in chunks)
+
+
 def advance(batch: Batch, chunks: tuple[Chunk, ...]) -> None:
-    """Makes the batch of a steady plan that of the next step, in place: it is quicker so."""
+    """Makes the batch of steady chunks that of the next step, in place: it is quicker so."""
     for index, chunk in enumerate(chunks):
         at = chunk.sequence.computed
         batch.tokens[index] = chunk.sequence.tokens[at]

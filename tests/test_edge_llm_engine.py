@@ -433,6 +433,23 @@ def test_a_failed_step_fails_what_runs_and_the_engine_goes_on() -> None:
         assert engine.metrics().failed_total == 2
 
 
+@pytest.mark.parametrize("name", ["make_batch", "advance"])
+def test_a_batch_that_cannot_be_made_fails_what_runs_and_the_engine_goes_on(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Batch:
+        raise MemoryError
+
+    with engine_of(FakeExecutor(pages=16)) as engine:
+        with monkeypatch.context() as patched:
+            patched.setattr(f"edge_llm.engine.{name}", full)
+            client = Client()
+            engine.submit(raw("a", 20), client)
+            assert client.failed().status == 500
+        assert answer(engine, raw("a", 3)).reason == "length"
+        assert all_free(engine)
+
+
 class Broken(FakeExecutor):
     """Computes nonsense for prompts of one token."""
 

@@ -11,7 +11,7 @@ from edge_llm import buffers
 from edge_llm.errors import RequestError
 from edge_llm.events import Finished, Reason
 from edge_llm.kv_pages import PagePool, pages_for
-from edge_llm.scheduler import Limits, Plan, advance, expired, make_batch, make_plan, order
+from edge_llm.scheduler import Limits, Plan, advance, expired, make_batch, make_plan, order, steady
 from edge_llm.sequence import Sequence
 
 LIMITS = Limits(max_rows=8, page_positions=4, table_pages=10)
@@ -148,7 +148,7 @@ def test_everything_that_waits_is_computed_once_and_in_order(
 ) -> None:
     """Runs a whole day's work with tokens of no meaning: all ends, nothing is computed twice.
 
-    Where a plan is steady and nobody has ended, the next is the same and its batch the old one's.
+    Where chunks are steady and nobody has ended, the next is the same and its batch the old one's.
     """
     waiting = [sequence(i, prompt, prompt + new) for i, (prompt, new) in enumerate(sizes)]
     pool, computed = PagePool(pages), dict.fromkeys(range(len(sizes)), 0)
@@ -170,7 +170,7 @@ def test_everything_that_waits_is_computed_once_and_in_order(
             if chunk.sequence.length == chunk.sequence.limit:
                 pool.give(chunk.sequence.pages)
                 running.remove(chunk.sequence)
-        if plan.steady and len(running) == count:
+        if steady(plan.chunks) and len(running) == count:
             following = make_plan(waiting, running, pool.free, LIMITS)
             assert following == Plan((), plan.chunks)
             advance(batch, plan.chunks)
